@@ -1,0 +1,90 @@
+# Everything starts here: `make help`. Recipes install what they need: npm's packages from package-lock.json,
+# Debian's packages by test/tools.sh; both need a network or a filled cache once.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+ARCH ?= $(shell uname -m)
+HOST := $(shell uname -m)
+
+NPM_ARCH_x86_64 := x64
+NPM_ARCH_aarch64 := aarch64
+CC_x86_64 := x86_64-linux-gnu-gcc
+CC_aarch64 := aarch64-linux-gnu-gcc
+CFLAGS_x86_64 := -mno-red-zone
+CFLAGS_aarch64 := -mno-outline-atomics
+CFLAGS := -O2 -Wall -Wextra -Wno-unused-parameter -Werror -ffreestanding -nostdlib -fno-stack-protector \
+	-Wl,-z,max-page-size=4096 -Wl,-z,noexecstack -Wl,--build-id=none
+
+OUT := out
+BUN := node_modules/@oven/bun-linux-$(NPM_ARCH_$(HOST))/bin/bun
+SOURCES := $(shell find src ffi proto -path proto/gen -prune -o \( -name '*.ts' -o -name '*.proto' \) -print)
+# dotenv and bunfig autoload off: no file in any folder may change what a root daemon runs.
+BUILD_FLAGS := --compile --minify-syntax --bytecode --format=esm --no-compile-autoload-dotenv --no-compile-autoload-bunfig \
+	--compile-exec-argv=--smol
+
+.PHONY: help
+help: ## print this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort -u | sed -E 's/^([a-z0-9-]+):[^#]*## /\1\t/' | expand -t 16
+
+# --- toolchain ---------------------------------------------------------------
+
+node_modules/.ready: package.json package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+$(OUT)/tools.ready: test/tools.sh
+	@mkdir -p $(OUT)
+	test/tools.sh
+	@touch $@
+
+# --- build -------------------------------------------------------------------
+
+.PHONY: build
+build: $(OUT)/$(if $(filter $(HOST),$(ARCH)),,$(ARCH)/)cml ## build the executable out/cml (ARCH=aarch64: out/aarch64/cml)
+
+.PHONY: proto
+proto: proto/gen/proto.js ## write the protobuf codecs in proto/gen/
+
+proto/gen/proto.js: $(wildcard proto/*.proto) proto/generate.ts node_modules/.ready
+	$(BUN) proto/generate.ts
+
+define NATIVE
+$(OUT)/$(1)/run.so: ffi/run.c $(OUT)/tools.ready
+	@mkdir -p $$(@D)
+	$(CC_$(1)) $(CFLAGS) $(CFLAGS_$(1)) -shared -fPIC -Wl,--no-undefined -o $$@ $$<
+$(OUT)/$(1)/cservice: ffi/cservice.c $(OUT)/tools.ready
+	@mkdir -p $$(@D)
+	$(CC_$(1)) $(CFLAGS) $(CFLAGS_$(1)) -static -Wl,-s -o $$@ $$<
+$(OUT)/$(1)/stage0: initramfs/stage0.c $(OUT)/tools.ready
+	@mkdir -p $$(@D)
+	$(CC_$(1)) $(CFLAGS) $(CFLAGS_$(1)) -static -Wl,-s -o $$@ $$<
+endef
+$(foreach a,x86_64 aarch64,$(eval $(call NATIVE,$(a))))
+
+# What the source embeds always lies at out/run.so and out/cservice; it is the host's, except while a cross build runs.
+$(OUT)/run.so $(OUT)/cservice: $(OUT)/%: $(OUT)/$(HOST)/%
+	cp $< $@
+
+$(OUT)/cml: $(SOURCES) $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
+	$(BUN) build $(BUILD_FLAGS) src/main.ts --outfile $@
+	@$(BUN) initramfs/sizes.ts $@
+
+$(OUT)/aarch64/cml: $(SOURCES) $(OUT)/aarch64/run.so $(OUT)/aarch64/cservice $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
+	$(BUN) initramfs/cross.ts aarch64 $@ $(BUILD_FLAGS)
+
+# --- checks and tests --------------------------------------------------------
+
+.PHONY: check
+check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## formatter, linter, types and the house's own rules
+	node_modules/.bin/biome check --error-on-warnings .
+	node_modules/.bin/tsc
+	$(BUN) test test/style.test.ts
+
+.PHONY: test-unit
+test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## pure functions, printed programs, codecs
+	$(BUN) test src ffi proto initramfs
+
+.PHONY: clean
+clean: ## remove everything that was built (not node_modules)
+	rm -rf $(OUT) proto/gen

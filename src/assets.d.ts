@@ -1,0 +1,9 @@
+// What the compiler embeds: the import's value is a path that the runtime can read.
+declare module "*.so" {
+  const path: string;
+  export default path;
+}
+declare module "*/cservice" {
+  const path: string;
+  export default path;
+}

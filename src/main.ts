@@ -1,0 +1,23 @@
+// One executable, many programs: the name it was called by selects one, and only that one is loaded.
+import { basename } from "node:path";
+
+type Applet = () => Promise<{ main(args: string[]): Promise<number> }>;
+
+// process.argv0, not argv[0]: a compiled program of this runtime reports argv[0] as "bun".
+const applets: Record<string, Applet> = {
+  init: () => import("./init/main.ts"),
+  cmld: () => import("./cmld/main.ts"),
+  control: () => import("./control/main.ts"),
+  guestos: () => import("./guestos/main.ts"),
+};
+
+const called = basename(process.argv0);
+const args = process.argv.slice(2);
+const name = called in applets ? called : called === "cml-control" ? "control" : (args.shift() ?? "help");
+const load = applets[name];
+if (!load) {
+  console.error(`cml: ${name}: not one of ${Object.keys(applets).join(" ")}`);
+  process.exit(100);
+}
+const { main } = await load();
+process.exitCode = await main(args);
