@@ -296,6 +296,20 @@ export function connectUnix(fd: At, path: string): Op {
   const address = unixAddress(path);
   return { call: "connect", args: [fd, address, address.data.length] };
 }
+/** To the connected peer; for netlink, the kernel. All of `bytes` or an error. */
+export const sendto = (fd: At, bytes: Uint8Array, flags: number): Op => ({
+  call: "sendto",
+  args: [fd, bytes, bytes.length, flags, null, 0],
+  want: bytes.length,
+});
+/** One datagram; the sender's address goes to `from`, its length is in and out in `fromLength`. */
+export const recvfrom = (
+  fd: At,
+  into: Uint8Array,
+  flags: number,
+  from: Uint8Array | null = null,
+  fromLength: Uint8Array | null = null,
+): Op => ({ call: "recvfrom", args: [fd, into, into.length, flags, from, fromLength] });
 export const listen = (fd: At, backlog: number): Op => ({ call: "listen", args: [fd, backlog] });
 export const accept4 = (fd: At, flags = SOCK_CLOEXEC | SOCK_NONBLOCK): Op => ({
   call: "accept4",
