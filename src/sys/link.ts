@@ -372,7 +372,7 @@ export function ipLink(all: readonly Link[]): string[] {
   return all.map((l) => {
     const lower = l.netnsid === undefined && l.peer ? byIndex.get(l.peer) : undefined;
     const other =
-      l.peer === undefined || l.peer === l.index
+      l.peer === undefined || (l.netnsid === undefined && l.peer === l.index)
         ? ""
         : l.peer === 0
           ? "@NONE"
