@@ -1,0 +1,74 @@
+// Files that must survive a power cut: the old content or the new one, never half of it. Waiting for the disk happens
+// beside the event loop.
+import { constants, type FileHandle, open, readdir, rename, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { ENOENT, isErrno } from "./error.ts";
+
+const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_TRUNC, O_WRONLY, O_DIRECTORY } = constants;
+
+/** `dir/.name.new`: what a power cut leaves of a write; removed by sweep(). */
+const UNFINISHED = /^\..+\.new$/;
+
+async function synced(path: string): Promise<void> {
+  await using folder = await open(path, O_RDONLY | O_DIRECTORY);
+  await folder.sync();
+}
+
+/** Replace the file as a whole: a temporary one beside it, written, synced, renamed, and the folder synced. */
+export async function writeAtomic(path: string, content: Uint8Array | string, mode = 0o600): Promise<void> {
+  const fresh = join(dirname(path), `.${basename(path)}.new`);
+  try {
+    {
+      await using file = await open(fresh, O_CREAT | O_TRUNC | O_WRONLY | O_NOFOLLOW, mode);
+      await file.writeFile(content);
+      await file.chmod(mode);
+      await file.sync();
+    }
+    await rename(fresh, path);
+    await synced(dirname(path));
+  } catch (cause) {
+    await rm(fresh, { force: true }).catch(() => {});
+    throw new Error(`write ${path}`, { cause });
+  }
+}
+
+/** Remove files, there or not, so that they are gone after a power cut as well. */
+export async function removeSynced(folder: string, names: readonly string[]): Promise<void> {
+  for (const name of names) await rm(join(folder, name), { force: true, recursive: true });
+  await synced(folder);
+}
+
+/** Remove what interrupted writes left in a folder. */
+export async function sweep(folder: string): Promise<void> {
+  for (const name of await readdir(folder))
+    if (UNFINISHED.test(name)) await rm(join(folder, name), { force: true });
+}
+
+/** A regular file's bytes, if they are not more than `max`; undefined if there is no such file. */
+export async function readBounded(path: string, max: number): Promise<Uint8Array | undefined> {
+  let file: FileHandle;
+  try {
+    file = await open(path, O_RDONLY | O_NONBLOCK);
+  } catch (cause) {
+    if (isErrno(cause, ENOENT)) return undefined;
+    throw new Error(`read ${path}`, { cause });
+  }
+  await using _ = file;
+  const { size } = await regular(file, path);
+  if (size > max) throw new Error(`read ${path}: ${size} bytes, at most ${max}`);
+  const bytes = new Uint8Array(size);
+  let at = 0;
+  while (at < size) {
+    const { bytesRead } = await file.read(bytes, at, size - at, at);
+    if (bytesRead === 0) break; // it has become shorter
+    at += bytesRead;
+  }
+  return bytes.subarray(0, at);
+}
+
+/** Its status, if it is a file like any other: no device, fifo or folder. */
+export async function regular(file: FileHandle, path: string): Promise<{ size: number }> {
+  const status = await file.stat();
+  if (!status.isFile()) throw new Error(`${path}: not a regular file`);
+  return status;
+}
