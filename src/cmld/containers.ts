@@ -1,0 +1,337 @@
+// The folder containers/: what is known of each container while nothing runs. Per container, all named by its uuid:
+//
+//   .conf           its configuration, text        .sig .cert   signature, where configurations are signed
+//   .uid            index of its range of ids      .created     seconds since 1970
+//   <uuid>/         its own images
+//
+// The .conf makes the container: it is written last and removed last. One bad file costs one container, with a line in
+// the log. Nothing here decides whether a container may be changed now; the callers know what runs.
+
+import { randomBytes } from "node:crypto";
+import { mkdir, readdir } from "node:fs/promises";
+import { join } from "node:path";
+import * as proto from "../../proto/gen/proto.js";
+import { print, TEXT_MAX } from "../lib/text.ts";
+import { isUuid, newUuid } from "../lib/uuid.ts";
+import { chain } from "../sys/error.ts";
+import { readBounded, removeSynced, sweep, writeAtomic } from "../sys/file.ts";
+import {
+  type ContainerConfig,
+  checkContainer,
+  type DeviceConfig,
+  type Read,
+  readContainer,
+  shownName,
+} from "./config.ts";
+
+/** First host id of range 0, and how many ids a container has; as the original. */
+const IDS_START = 100_000;
+const IDS_STEP = 100_000;
+const IDS_RANGE = 65_536;
+/** The last range ends below 2^32-1, which is no id (user_namespaces(7)). */
+const INDEX_MAX = Math.floor((2 ** 32 - 2 - IDS_RANGE - IDS_START) / IDS_STEP);
+
+/** Signatures and certificate chains are a few KiB. */
+const SIGNATURE_MAX = 65_536;
+
+/** First host id of the range with this index; it has 65536. */
+export const uidStart = (index: number): number => IDS_START + IDS_STEP * index;
+
+export interface Stored {
+  readonly uuid: string;
+  /** As it is written to the file. */
+  readonly message: proto.ContainerConfig;
+  readonly config: ContainerConfig;
+  /** Seconds since 1970. */
+  readonly created: number;
+  readonly index: number;
+}
+
+/** A configuration that was read and is not stored yet. */
+export interface Draft extends Read<proto.ContainerConfig, ContainerConfig> {
+  readonly source: Uint8Array;
+}
+
+export interface Signature {
+  readonly signature: Uint8Array;
+  readonly certificate: Uint8Array;
+}
+
+/** Ids that somebody else has been given. */
+export interface Taken {
+  readonly start: number;
+  readonly count: number;
+}
+
+export interface Surroundings {
+  /** …/containers */
+  readonly folder: string;
+  readonly device: DeviceConfig;
+  provisioned(): boolean;
+  log(line: string): void;
+  /** Hosted mode: ids of users of the host, see subordinateIds(). */
+  readonly taken?: readonly Taken[];
+}
+
+/** What /etc/subuid and /etc/subgid give away (subuid(5)). */
+export async function subordinateIds(files = ["/etc/subuid", "/etc/subgid"]): Promise<Taken[]> {
+  const taken: Taken[] = [];
+  for (const file of files) {
+    const text = Buffer.from((await readBounded(file, TEXT_MAX)) ?? []).toString();
+    for (const [, start, count] of text.matchAll(/^[^:\n#]+:(\d{1,10}):(\d{1,10})\s*$/gm))
+      taken.push({ start: Number(start), count: Number(count) });
+  }
+  return taken;
+}
+
+export class Containers {
+  readonly #all = new Map<string, Stored>();
+  readonly #around: Surroundings;
+  #last: Promise<unknown> = Promise.resolve();
+  constructor(around: Surroundings) {
+    this.#around = around;
+  }
+
+  get(uuid: string): Stored | undefined {
+    return this.#all.get(uuid);
+  }
+  /** In the order of their creation. */
+  all(): Stored[] {
+    return [...this.#all.values()].sort((a, b) => a.created - b.created || (a.uuid < b.uuid ? -1 : 1));
+  }
+
+  /** Read the folder anew. Resolves with what is there now; what could not be loaded is in the log. */
+  load(): Promise<Stored[]> {
+    return this.#turn(async () => {
+      const { folder, log } = this.#around;
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      await sweep(folder);
+      this.#all.clear();
+      const found: { uuid: string; read: Draft; created: number; index: number | undefined }[] = [];
+      for (const file of (await readdir(folder)).sort()) {
+        if (!file.endsWith(".conf")) continue;
+        const uuid = file.slice(0, -".conf".length);
+        try {
+          if (!isUuid(uuid)) throw new Error("the name is no uuid in lower case");
+          const source = await readBounded(join(folder, file), TEXT_MAX);
+          if (!source) continue; // removed meanwhile
+          const read = { source, ...readContainer(source, this.#rules(true)) };
+          found.push({ uuid, read, created: await this.#created(uuid), index: await this.#index(uuid) });
+        } catch (e) {
+          log(`${join(folder, file)}: not loaded: ${chain(e)}`);
+        }
+      }
+      // Who came first keeps its ids when two have the same.
+      found.sort((a, b) => a.created - b.created || (a.uuid < b.uuid ? -1 : 1));
+      const used = new Map<number, string>();
+      const without: typeof found = [];
+      for (const one of found) {
+        const first = one.index === undefined ? undefined : used.get(one.index);
+        if (one.index === undefined || first !== undefined) {
+          if (first !== undefined)
+            log(`${one.uuid}: ids of ${one.uuid}.uid (${one.index}) belong to ${first}; it gets others`);
+          without.push(one);
+        } else used.set(one.index, one.uuid);
+      }
+      for (const one of without) {
+        try {
+          one.index = this.#free(used);
+          used.set(one.index, one.uuid);
+          await this.#writeIndex(one.uuid, one.index);
+        } catch (e) {
+          log(`${one.uuid}: not loaded: ${chain(e)}`);
+          one.index = undefined;
+        }
+      }
+      for (const { uuid, read, created, index } of found) {
+        if (index === undefined) continue;
+        if (this.#overlaps(index))
+          log(
+            `${uuid}: its ids from ${uidStart(index)} on are also given away in /etc/subuid or /etc/subgid`,
+          );
+        this.#all.set(uuid, { uuid, message: read.message, config: read.config, created, index });
+        try {
+          await mkdir(join(folder, uuid), { recursive: true, mode: 0o755 });
+          if (!this.#around.device.signed_configs) await this.#canonical(uuid, read.source);
+        } catch (e) {
+          log(`${uuid}: ${chain(e)}`);
+        }
+      }
+      return this.all();
+    });
+  }
+
+  /** Read and check what a client sent. Nothing is stored. `message` may still be changed (guestos_version). */
+  draft(source: Uint8Array): Draft {
+    return { source, ...readContainer(source, this.#rules(false)) };
+  }
+
+  /** Store a new container. Either all its files are there afterwards, or none. */
+  create(draft: Draft, signature?: Signature, uuid = newUuid()): Promise<Stored> {
+    return this.#turn(async () => {
+      const { folder } = this.#around;
+      if (this.#all.has(uuid)) throw new Error(`container ${uuid} exists already`);
+      const created = Math.floor(Date.now() / 1000);
+      const index = this.#free(new Map([...this.#all.values()].map((s) => [s.index, s.uuid])));
+      const stored = { uuid, ...this.#finished(draft), created, index };
+      try {
+        await mkdir(join(folder, uuid), { recursive: true, mode: 0o755 });
+        await this.#writeIndex(uuid, index);
+        await this.#writeCreated(uuid, created);
+        await this.#writeConfig(stored, draft, signature);
+      } catch (cause) {
+        await this.#removeFiles(uuid).catch(() => {});
+        throw new Error(`store container ${shownName(stored.config.name)}`, { cause });
+      }
+      this.#all.set(uuid, stored);
+      return stored;
+    });
+  }
+
+  /** Replace the configuration. */
+  update(uuid: string, draft: Draft, signature?: Signature): Promise<Stored> {
+    return this.#turn(async () => {
+      const old = this.#need(uuid);
+      const stored = { ...old, ...this.#finished(draft, old.message) };
+      await this.#writeConfig(stored, draft, signature);
+      this.#all.set(uuid, stored);
+      return stored;
+    });
+  }
+
+  /** Change the stored configuration itself (an interface assigned for good). Refused where they are signed. */
+  change(uuid: string, edit: (message: proto.ContainerConfig) => void): Promise<Stored> {
+    return this.#turn(async () => {
+      const old = this.#need(uuid);
+      if (this.#around.device.signed_configs) throw new Error("signed configurations are not changed here");
+      const message = proto.ContainerConfig.decode(proto.ContainerConfig.encode(old.message));
+      edit(message);
+      const stored = { ...old, message, config: checkContainer(message, this.#rules(true)) };
+      await writeAtomic(join(this.#around.folder, `${uuid}.conf`), print(proto.ContainerConfig, message));
+      this.#all.set(uuid, stored);
+      return stored;
+    });
+  }
+
+  /** Remove the container and every file of it. A power cut in between leaves it listed, to be removed again. */
+  remove(uuid: string): Promise<void> {
+    return this.#turn(async () => {
+      this.#need(uuid);
+      await this.#removeFiles(uuid);
+      this.#all.delete(uuid);
+    });
+  }
+
+  // --- files -----------------------------------------------------------------------
+
+  /** One change at a time: indices and files are looked at and then written. */
+  #turn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#last.then(work);
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+
+  #need(uuid: string): Stored {
+    const stored = this.#all.get(uuid);
+    if (!stored) throw new Error(`no container ${uuid}`);
+    return stored;
+  }
+
+  #rules(loaded: boolean) {
+    return { device: this.#around.device, provisioned: this.#around.provisioned(), loaded };
+  }
+
+  /** What is kept of a draft: a veth gets the MAC address it will always have, and keeps the one it had. */
+  #finished(draft: Draft, old?: proto.ContainerConfig): Read<proto.ContainerConfig, ContainerConfig> {
+    const { message } = draft;
+    if (!this.#around.device.signed_configs) {
+      for (const v of message.vnet_configs)
+        if (!v.if_mac)
+          v.if_mac = old?.vnet_configs.find((o) => o.if_name === v.if_name)?.if_mac || randomMac();
+    }
+    return { message, config: checkContainer(message, this.#rules(true)) };
+  }
+
+  async #writeConfig(stored: Stored, draft: Draft, signed: Signature | undefined): Promise<void> {
+    const at = (suffix: string) => join(this.#around.folder, stored.uuid + suffix);
+    if (!this.#around.device.signed_configs) {
+      await removeSynced(this.#around.folder, [`${stored.uuid}.sig`, `${stored.uuid}.cert`]);
+      await writeAtomic(at(".conf"), print(proto.ContainerConfig, stored.message));
+      return;
+    }
+    if (!signed) throw new Error("configurations must be signed here");
+    for (const bytes of [signed.signature, signed.certificate])
+      if (bytes.length > SIGNATURE_MAX)
+        throw new Error(`signature of ${bytes.length} bytes, at most ${SIGNATURE_MAX}`);
+    await writeAtomic(at(".sig"), signed.signature);
+    await writeAtomic(at(".cert"), signed.certificate);
+    await writeAtomic(at(".conf"), draft.source);
+  }
+
+  async #canonical(uuid: string, source: Uint8Array): Promise<void> {
+    const stored = this.#need(uuid);
+    const finished = {
+      ...stored,
+      ...this.#finished({ source, message: stored.message, config: stored.config }),
+    };
+    const text = print(proto.ContainerConfig, finished.message);
+    if (!Buffer.from(text).equals(source)) await writeAtomic(join(this.#around.folder, `${uuid}.conf`), text);
+    this.#all.set(uuid, finished);
+  }
+
+  #removeFiles(uuid: string): Promise<void> {
+    return removeSynced(
+      this.#around.folder,
+      ["", ".uid", ".created", ".sig", ".cert", ".conf"].map((suffix) => uuid + suffix),
+    );
+  }
+
+  /** Seconds since 1970, int64 in the machine's order, which is little-endian on every machine we run on. */
+  async #created(uuid: string): Promise<number> {
+    const bytes = await readBounded(join(this.#around.folder, `${uuid}.created`), 4096);
+    if (bytes?.length === 8) {
+      const seconds = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigInt64(0, true));
+      if (seconds >= 0 && Number.isSafeInteger(seconds)) return seconds;
+    }
+    const created = Math.floor(Date.now() / 1000);
+    this.#around.log(`${uuid}.created: ${bytes ? "unreadable" : "missing"}: made again`);
+    await this.#writeCreated(uuid, created);
+    return created;
+  }
+
+  #writeCreated(uuid: string, seconds: number): Promise<void> {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigInt64(0, BigInt(seconds), true);
+    return writeAtomic(join(this.#around.folder, `${uuid}.created`), bytes);
+  }
+
+  /** int32. */
+  async #index(uuid: string): Promise<number | undefined> {
+    const bytes = await readBounded(join(this.#around.folder, `${uuid}.uid`), 4096);
+    if (!bytes) return undefined;
+    const index = bytes.length === 4 ? new DataView(bytes.buffer, bytes.byteOffset).getInt32(0, true) : -1;
+    if (index >= 0 && index <= INDEX_MAX) return index;
+    this.#around.log(`${uuid}.uid: unreadable: it gets other ids`);
+    return undefined;
+  }
+
+  #writeIndex(uuid: string, index: number): Promise<void> {
+    const bytes = new Uint8Array(4);
+    new DataView(bytes.buffer).setInt32(0, index, true);
+    return writeAtomic(join(this.#around.folder, `${uuid}.uid`), bytes);
+  }
+
+  #overlaps(index: number): boolean {
+    const start = uidStart(index);
+    return (this.#around.taken ?? []).some((t) => t.start < start + IDS_RANGE && start < t.start + t.count);
+  }
+
+  #free(used: ReadonlyMap<number, string>): number {
+    for (let index = 0; index <= INDEX_MAX; index++)
+      if (!used.has(index) && !this.#overlaps(index)) return index;
+    throw new Error("no range of ids is free");
+  }
+}
+
+/** As drawn; whoever makes the link clears the multicast bit and sets the local one. */
+const randomMac = (): string => [...randomBytes(6)].map((b) => b.toString(16).padStart(2, "0")).join(":");
