@@ -97,10 +97,6 @@ token_type: SOFT
 
 test("many at once get different ids", async () => {
   const { store } = fresh();
-  const all = await Promise.all(
-    Array.from({ length: 20 }, (_, i) => store.create(store.draft(conf(`c${i}`)))),
-  ).catch(() => []);
-  expect(all).toEqual([]); // the folder is made by load()
   await store.load();
   const made = await Promise.all(
     Array.from({ length: 20 }, (_, i) => store.create(store.draft(conf(`c${i}`)))),

@@ -85,7 +85,7 @@ export async function subordinateIds(files = ["/etc/subuid", "/etc/subgid"]): Pr
 }
 
 export class Containers {
-  readonly #all = new Map<string, Stored>();
+  #all: ReadonlyMap<string, Stored> = new Map();
   readonly #around: Surroundings;
   #last: Promise<unknown> = Promise.resolve();
   constructor(around: Surroundings) {
@@ -106,7 +106,6 @@ export class Containers {
       const { folder, log } = this.#around;
       await mkdir(folder, { recursive: true, mode: 0o700 });
       await sweep(folder);
-      this.#all.clear();
       const found: { uuid: string; read: Draft; created: number; index: number | undefined }[] = [];
       for (const file of (await readdir(folder)).sort()) {
         if (!file.endsWith(".conf")) continue;
@@ -143,20 +142,23 @@ export class Containers {
           one.index = undefined;
         }
       }
+      const loaded = new Map<string, Stored>();
       for (const { uuid, read, created, index } of found) {
         if (index === undefined) continue;
         if (this.#overlaps(index))
           log(
             `${uuid}: its ids from ${uidStart(index)} on are also given away in /etc/subuid or /etc/subgid`,
           );
-        this.#all.set(uuid, { uuid, message: read.message, config: read.config, created, index });
+        let stored: Stored = { uuid, message: read.message, config: read.config, created, index };
         try {
           await mkdir(join(folder, uuid), { recursive: true, mode: 0o755 });
-          if (!this.#around.device.signed_configs) await this.#canonical(uuid, read.source);
+          if (!this.#around.device.signed_configs) stored = await this.#canonical(stored, read.source);
         } catch (e) {
           log(`${uuid}: ${chain(e)}`);
         }
+        loaded.set(uuid, stored);
       }
+      this.#all = loaded;
       return this.all();
     });
   }
@@ -183,7 +185,7 @@ export class Containers {
         await this.#removeFiles(uuid).catch(() => {});
         throw new Error(`store container ${shownName(stored.config.name)}`, { cause });
       }
-      this.#all.set(uuid, stored);
+      this.#keep(stored);
       return stored;
     });
   }
@@ -194,7 +196,7 @@ export class Containers {
       const old = this.#need(uuid);
       const stored = { ...old, ...this.#finished(draft, old.message) };
       await this.#writeConfig(stored, draft, signature);
-      this.#all.set(uuid, stored);
+      this.#keep(stored);
       return stored;
     });
   }
@@ -208,7 +210,7 @@ export class Containers {
       edit(message);
       const stored = { ...old, message, config: checkContainer(message, this.#rules(true)) };
       await writeAtomic(join(this.#around.folder, `${uuid}.conf`), print(proto.ContainerConfig, message));
-      this.#all.set(uuid, stored);
+      this.#keep(stored);
       return stored;
     });
   }
@@ -218,7 +220,7 @@ export class Containers {
     return this.#turn(async () => {
       this.#need(uuid);
       await this.#removeFiles(uuid);
-      this.#all.delete(uuid);
+      this.#all = new Map([...this.#all].filter(([other]) => other !== uuid));
     });
   }
 
@@ -229,6 +231,10 @@ export class Containers {
     const turn = this.#last.then(work);
     this.#last = turn.catch(() => {});
     return turn;
+  }
+
+  #keep(stored: Stored): void {
+    this.#all = new Map(this.#all).set(stored.uuid, stored);
   }
 
   #need(uuid: string): Stored {
@@ -268,15 +274,12 @@ export class Containers {
     await writeAtomic(at(".conf"), draft.source);
   }
 
-  async #canonical(uuid: string, source: Uint8Array): Promise<void> {
-    const stored = this.#need(uuid);
-    const finished = {
-      ...stored,
-      ...this.#finished({ source, message: stored.message, config: stored.config }),
-    };
+  async #canonical(stored: Stored, source: Uint8Array): Promise<Stored> {
+    const finished = { ...stored, ...this.#finished({ ...stored, source }) };
     const text = print(proto.ContainerConfig, finished.message);
-    if (!Buffer.from(text).equals(source)) await writeAtomic(join(this.#around.folder, `${uuid}.conf`), text);
-    this.#all.set(uuid, finished);
+    if (!Buffer.from(text).equals(source))
+      await writeAtomic(join(this.#around.folder, `${stored.uuid}.conf`), text);
+    return finished;
   }
 
   #removeFiles(uuid: string): Promise<void> {
