@@ -1,8 +1,31 @@
 // One container: its state, its hooks in order, release in reverse.
 
-import type { Ended } from "../run/launch.ts";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Child, type Ended, launch, reap } from "../run/launch.ts";
+import { O_DIRECTORY, O_RDONLY, openat, read, SOCK_STREAM, signal } from "../sys/calls.ts";
+import { kill as killGroup, settled } from "../sys/cgroup.ts";
+import { chain } from "../sys/error.ts";
+import { Fd, pair } from "../sys/fd.ts";
+import { mem } from "../sys/mem.ts";
+import { now } from "../sys/now.ts";
+import { show } from "../sys/op.ts";
+import { ended, readable } from "../sys/poll.ts";
+import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts";
 import type { ContainerConfig, GuestOsConfig } from "./config.ts";
-import type { State } from "./state.ts";
+import { Ledger, type Running } from "./ledger.ts";
+import type { Host, Module, Process, Start } from "./module.ts";
+import { childGroupOf, groupOf } from "./modules/cgroups.ts";
+import { program } from "./program.ts";
+import { isUp, move, type State } from "./state.ts";
+
+export const C0_UUID = "00000000-0000-0000-0000-000000000000";
+
+/** core.md 7.2: still BOOTING after this is killed. */
+const BOOT_MS = 800_000;
+/** Time between the request to stop and the end of patience. */
+const STOP_MS = 45_000;
+const FREEZE_MS = 5_000;
 
 /** What a client may ask of one container; every method rejects with a sentence. */
 export interface ContainerLife {
@@ -29,4 +52,404 @@ export interface ContainerLife {
   unfreeze(): Promise<void>;
   /** The program a start would run, one system call a line, without running it. */
   explain(): Promise<string[]>;
+}
+
+/** A GuestOS as a container uses it: its configuration and the directory of its images. */
+export interface BoundGuestOs {
+  readonly config: GuestOsConfig;
+  readonly directory: string;
+}
+
+/** What the daemon lends to its containers. */
+export interface Surroundings {
+  readonly host: Host;
+  readonly modules: readonly Module[];
+  /** The GuestOS to start with now; throws with the reason if there is none. */
+  bind(config: ContainerConfig): BoundGuestOs;
+  /** Keep a descriptor for a later cmld, take it back, forget it (init's store); absent where there is no store. */
+  keep(name: string, fd: Fd): void;
+  kept(name: string): Fd | undefined;
+  forget(name: string): void;
+  /** How a process that is not our child ended, if init knows. */
+  exitOf(pid: number, startTime: number): Promise<Ended | undefined>;
+  changed(container: Container, from: State, to: State): void;
+  log(line: string): void;
+}
+
+interface Live {
+  readonly start: Start;
+  readonly ledger: Ledger;
+  readonly process: Process;
+  readonly startTime: number;
+  /** CLOCK_BOOTTIME, seconds. */
+  readonly since: number;
+  readonly ours: boolean;
+  readonly kept: string[];
+  timer?: Timer;
+  frozenFrom?: State;
+}
+
+const bootTime = (): number => Number(readFileSync("/proc/uptime", "utf8").split(" ")[0]);
+
+export class Container implements ContainerLife {
+  #state: State = "STOPPED";
+  #config: ContainerConfig;
+  #pending: ContainerConfig | undefined;
+  #live: Live | undefined;
+  #exit: Ended | undefined;
+  #stopped: (() => void)[] = [];
+
+  constructor(
+    readonly uuid: string,
+    config: ContainerConfig,
+    readonly created: number,
+    readonly uidStart: number,
+    readonly imageDir: string,
+    readonly around: Surroundings,
+  ) {
+    this.#config = config;
+  }
+
+  get config(): ContainerConfig {
+    return this.#config;
+  }
+  get state(): State {
+    return this.#state;
+  }
+  get exit(): Ended | undefined {
+    return this.#exit;
+  }
+  get pid(): number | undefined {
+    return this.#live?.process.pid;
+  }
+  get process(): Process | undefined {
+    return this.#live?.process;
+  }
+  get uptime(): number {
+    return this.#live ? Math.max(0, Math.floor(bootTime() - this.#live.since)) : 0;
+  }
+  get guestos(): GuestOsConfig | undefined {
+    if (this.#live) return this.#live.start.guestos;
+    try {
+      return this.around.bind(this.#config).config;
+    } catch {
+      return undefined; // not installed: shown as "none"
+    }
+  }
+  get isC0(): boolean {
+    return this.uuid === C0_UUID;
+  }
+  /** Its control group, while it is up. */
+  get group(): string {
+    return groupOf({ host: this.around.host, uuid: this.uuid });
+  }
+  /** True while a newer configuration waits for the container to stop. */
+  get outOfSync(): boolean {
+    return this.#pending !== undefined;
+  }
+
+  get #frozen(): boolean {
+    return this.#state === "FREEZING" || this.#state === "FROZEN";
+  }
+
+  /** Take a new configuration: at once if stopped, else when it has stopped. */
+  reconfigure(config: ContainerConfig): void {
+    if (isUp(this.#state) || this.#state === "REBOOTING") this.#pending = config;
+    else this.#config = config;
+  }
+
+  #to(state: State): void {
+    const from = this.#state;
+    this.#state = move(this.#config.name, from, state);
+    if (from === state) return;
+    if (state === "STOPPED" || state === "REBOOTING") {
+      if (this.#pending) this.#config = this.#pending;
+      this.#pending = undefined;
+    }
+    this.around.changed(this, from, state);
+    if (state === "STOPPED" || state === "ZOMBIE") for (const tell of this.#stopped.splice(0)) tell();
+  }
+
+  /** Resolves when the container has no process any more. */
+  whenStopped(): Promise<void> {
+    if (this.#state === "STOPPED" || this.#state === "ZOMBIE") return Promise.resolve();
+    return new Promise((resolve) => this.#stopped.push(resolve));
+  }
+
+  #begin(setup: boolean, ledger: Ledger, os: BoundGuestOs, kept: string[]): Start {
+    const { around, uuid } = this;
+    return {
+      uuid,
+      name: this.#config.name,
+      isC0: this.isC0,
+      setup,
+      config: this.#config,
+      guestos: os.config,
+      osDir: os.directory,
+      imageDir: this.imageDir,
+      host: around.host,
+      uidStart: this.uidStart,
+      owned: ledger,
+      keep(name, fd) {
+        kept.push(`${uuid}/${name}`);
+        around.keep(`${uuid}/${name}`, fd);
+      },
+      kept: (name) => around.kept(`${uuid}/${name}`),
+      booted: () => {
+        if (this.#state === "BOOTING") this.#running();
+      },
+      log: (line) => around.log(`${this.#config.name}: ${line}`),
+    };
+  }
+
+  #running(): void {
+    clearTimeout(this.#live?.timer);
+    this.#to("RUNNING");
+    this.#note();
+  }
+
+  /** Tell a later cmld where we are. */
+  #note(): void {
+    const live = this.#live;
+    if (!live) return;
+    const running: Running = {
+      pid: live.process.pid,
+      startTime: live.startTime,
+      since: live.since,
+      state: this.#state,
+    };
+    live.ledger.running(running);
+  }
+
+  #ledgerDirectory(): string {
+    return join(this.around.host.run, "ledger");
+  }
+
+  async start({ setup }: { setup: boolean }): Promise<void> {
+    const { around } = this;
+    const name = this.#config.name;
+    if (setup) throw new Error(`${name}: setup mode is not available yet`);
+    this.#to("STARTING");
+    let ledger: Ledger | undefined;
+    const kept: string[] = [];
+    try {
+      const os = around.bind(this.#config);
+      ledger = Ledger.open(this.#ledgerDirectory(), {
+        uuid: this.uuid,
+        guestos: os.config.name,
+        guestosVersion: os.config.version,
+        uidStart: this.uidStart,
+      });
+      const s = this.#begin(setup, ledger, os, kept);
+      const live = await this.#launch(s, ledger, kept);
+      this.#live = live;
+      this.#watch(live);
+      this.#note();
+      for (const m of around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+    } catch (cause) {
+      // What failed after execve ends the container; its end releases everything.
+      if (this.#live) await this.kill();
+      else {
+        for (const entry of kept) around.forget(entry);
+        await ledger?.release().catch((e) => around.log(`${name}: ${chain(e)}`));
+        this.#to("STOPPED");
+      }
+      throw new Error(`start ${name}`, { cause });
+    }
+  }
+
+  async #launch(s: Start, ledger: Ledger, kept: string[]): Promise<Live> {
+    const { modules } = this.around;
+    for (const m of modules) await hook(m, "prepare", () => m.prepare?.(s));
+    const [ours, theirs] = pair(SOCK_STREAM);
+    using gate = ours;
+    using far = theirs;
+    using group = new Fd(now(openat(-100, childGroupOf(s), O_RDONLY | O_DIRECTORY)));
+    const flags = modules.reduce((all, m) => all | (m.namespaces?.(s) ?? 0n), 0n);
+    const since = bootTime();
+    const child = launch(program(s, modules, { ours: gate.n, theirs: far.n }), flags, group.n);
+    far.close();
+    const started = startTime(child.pid) ?? 0;
+    ledger.acquire({ kind: "process", pid: child.pid, startTime: started }, () => {});
+    const process: Process = child;
+    const execed = child.started();
+    execed.catch(() => {}); // judged below, where it is awaited
+    try {
+      for (const m of modules) await hook(m, "attach", () => m.attach?.(s, process));
+      now(signal(gate.n));
+      await atGate(gate, execed);
+      for (const m of modules) await hook(m, "ready", () => m.ready?.(s, process));
+      this.#to("BOOTING");
+      now(signal(gate.n));
+      await execed;
+    } catch (e) {
+      await end(child);
+      throw e;
+    }
+    return { start: s, ledger, process, startTime: started, since, ours: true, kept };
+  }
+
+  #watch(live: Live): void {
+    live.timer = setTimeout(() => {
+      if (this.#state !== "BOOTING") return;
+      this.around.log(`${this.#config.name}: not booted after ${BOOT_MS / 1000} s: killed`);
+      killGroup(this.group);
+    }, BOOT_MS);
+    void ended(live.process.pidfd).then(() => this.#ended(live));
+  }
+
+  async #ended(live: Live): Promise<void> {
+    const { around } = this;
+    clearTimeout(live.timer);
+    this.#exit = live.ours
+      ? reap(live.process.pidfd)
+      : await around.exitOf(live.process.pid, live.startTime).catch(() => undefined);
+    for (const entry of live.kept) around.forget(entry);
+    try {
+      await live.ledger.release();
+    } catch (e) {
+      around.log(`${this.#config.name}: ${chain(e)}`);
+    }
+    live.process.pidfd.close();
+    this.#live = undefined;
+    // reboot(2) inside a pid namespace ends its init by SIGHUP (pid_namespaces(7))
+    const reboots = this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING");
+    this.#to(reboots ? "REBOOTING" : "STOPPED");
+    if (reboots) await this.start({ setup: false }).catch((e) => around.log(chain(e)));
+  }
+
+  /** Take over a container that an earlier cmld started. */
+  async adopt(ledger: Ledger, running: Running, os: BoundGuestOs): Promise<boolean> {
+    const pidfd = openProcess(running.pid, running.startTime);
+    if (!pidfd) return false;
+    const kept: string[] = [];
+    const s = this.#begin(false, ledger, os, kept);
+    const live: Live = {
+      start: s,
+      ledger,
+      process: { pid: running.pid, pidfd },
+      startTime: running.startTime,
+      since: running.since,
+      ours: false,
+      kept,
+    };
+    this.#live = live;
+    this.#state = running.state as State;
+    this.#watch(live);
+    for (const m of this.around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+    this.around.log(`${this.#config.name}: adopted, pid ${running.pid}, ${this.#state}`);
+    return true;
+  }
+
+  async stop(): Promise<void> {
+    const name = this.#config.name;
+    if (this.#frozen) await this.unfreeze();
+    const live = this.#live;
+    if (!live || !["RUNNING", "BOOTING", "SETUP"].includes(this.#state))
+      throw new Error(`${name} is ${this.#state}: not running`);
+    this.#to("SHUTDOWN");
+    this.#note();
+    clearTimeout(live.timer);
+    live.timer = setTimeout(() => {
+      this.around.log(`${name}: not stopped after ${STOP_MS / 1000} s: killed`);
+      killGroup(this.group);
+    }, STOP_MS);
+    let asked = false;
+    for (const m of this.around.modules) {
+      try {
+        asked = (await m.stop?.(live.start, live.process)) || asked;
+      } catch (e) {
+        this.around.log(`${name}: stop ${m.name}: ${chain(e)}`);
+      }
+    }
+    if (!asked) killGroup(this.group);
+  }
+
+  async kill(): Promise<void> {
+    const live = this.#live;
+    if (!live) return this.whenStopped();
+    if (this.#frozen) await this.unfreeze();
+    if (isUp(this.#state) && this.#state !== "STARTING") this.#to("SHUTDOWN");
+    kill(live.process.pidfd, SIGKILL);
+    killGroup(this.group);
+    await this.whenStopped();
+  }
+
+  async freeze(): Promise<void> {
+    const live = this.#live;
+    if (this.#frozen) return;
+    if (!live || (this.#state !== "RUNNING" && this.#state !== "SETUP"))
+      throw new Error(`${this.#config.name} is ${this.#state}: cannot freeze`);
+    live.frozenFrom = this.#state;
+    this.#to("FREEZING");
+    writeFileSync(join(this.group, "cgroup.freeze"), "1");
+    if (await settled(this.group, "frozen", 1, FREEZE_MS)) {
+      if (this.#live === live) this.#to("FROZEN");
+      this.#note();
+      return;
+    }
+    if (this.#live === live) await this.unfreeze();
+    throw new Error(`${this.#config.name}: not frozen after ${FREEZE_MS / 1000} s`);
+  }
+
+  async unfreeze(): Promise<void> {
+    const live = this.#live;
+    if (!live || !this.#frozen) {
+      if (this.#state === "RUNNING" || this.#state === "SETUP") return;
+      throw new Error(`${this.#config.name} is ${this.#state}: not frozen`);
+    }
+    writeFileSync(join(this.group, "cgroup.freeze"), "0");
+    await settled(this.group, "frozen", 0, FREEZE_MS);
+    if (this.#live !== live) return;
+    this.#to(live.frozenFrom ?? "RUNNING");
+    this.#note();
+  }
+
+  /** Leave STOPPED for ZOMBIE or back: for what can't be used until it is wiped. */
+  mark(state: "ZOMBIE" | "STOPPED"): void {
+    this.#to(state);
+  }
+
+  async explain(): Promise<string[]> {
+    const os = this.around.bind(this.#config);
+    if (this.#state !== "STOPPED") throw new Error(`${this.#config.name} is ${this.#state}: stop it first`);
+    const ledger = Ledger.open(this.#ledgerDirectory(), {
+      uuid: this.uuid,
+      guestos: os.config.name,
+      guestosVersion: os.config.version,
+      uidStart: this.uidStart,
+    });
+    const kept: string[] = [];
+    try {
+      const s = this.#begin(false, ledger, os, kept);
+      for (const m of this.around.modules) await hook(m, "prepare", () => m.prepare?.(s));
+      return program(s, this.around.modules, { ours: 0, theirs: 1 }).map(show);
+    } finally {
+      for (const entry of kept) this.around.forget(entry);
+      await ledger.release();
+    }
+  }
+}
+
+async function hook(m: Module, what: string, act: () => void | Promise<void> | undefined): Promise<void> {
+  try {
+    await act();
+  } catch (cause) {
+    throw new Error(`${what} ${m.name}`, { cause });
+  }
+}
+
+/** The child's byte at the gate, or the call that kept it from getting there. */
+async function atGate(gate: Fd, execed: Promise<void>): Promise<void> {
+  await readable(gate);
+  if (now(read(gate.n, mem(1))) === 1) return;
+  await execed; // rejects with the failed call
+  throw new Error("the child ended before the gate");
+}
+
+async function end(child: Child): Promise<void> {
+  kill(child.pidfd, SIGKILL);
+  await ended(child.pidfd);
+  reap(child.pidfd);
+  child.pidfd.close();
 }

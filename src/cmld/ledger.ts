@@ -1,18 +1,29 @@
 // Everything that a container start acquires, as values in a file under /run/cml/ledger: written before it is
 // acquired, so that whoever reads the file later (this cmld, or the next one) can release it. A ledger is one JSON
-// value per line; the first line is its version and the container, a line {"released":n} ends entry n.
+// value per line: first its head, then resources, then facts about the running container.
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  unlinkSync,
+  writeSync,
+} from "node:fs";
+import { basename, join } from "node:path";
+import { remove as removeGroup } from "../sys/cgroup.ts";
+import { chain, ENOENT, isErrno } from "../sys/error.ts";
+import { ended } from "../sys/poll.ts";
+import { kill, openProcess, SIGKILL } from "../sys/process.ts";
+
+/** Grows when an entry changes its meaning: an older cmld refuses a newer ledger with a sentence. */
+export const LEDGER_VERSION = 1;
 
 /** How a thing outside our own descriptors is found again. Releasing what is not there is no error. */
 export type Resource =
   | { readonly kind: "cgroup"; readonly path: string }
-  /** A network link in our own network namespace. */
-  | { readonly kind: "link"; readonly name: string }
-  /** An address range 172.23.<index>.0/24. */
-  | { readonly kind: "subnet"; readonly index: number }
-  /** Our table's rules for one container, in the router's network namespace. */
-  | { readonly kind: "rules"; readonly subnet: number }
   | { readonly kind: "process"; readonly pid: number; readonly startTime: number }
-  | { readonly kind: "directory"; readonly path: string }
   | { readonly kind: "file"; readonly path: string };
 
 export interface Owned {
@@ -20,4 +31,149 @@ export interface Owned {
   acquire<T>(resource: Resource, how: () => T): T;
   /** Something that ends with this process anyway (a descriptor): closed in reverse order. */
   use<T extends Disposable>(value: T): T;
+}
+
+/** What a later cmld must know to adopt a running container. */
+export interface Running {
+  readonly pid: number;
+  readonly startTime: number;
+  /** Seconds since 1970. */
+  readonly since: number;
+  readonly state: string;
+}
+
+interface Head {
+  readonly version: number;
+  readonly uuid: string;
+  readonly guestos: string;
+  readonly guestosVersion: number;
+  readonly uidStart: number;
+}
+
+type Line = { readonly head: Head } | { readonly own: Resource } | { readonly running: Running };
+
+/** How each kind is released; the network's kinds are added where they are defined. */
+const releases: { [K in Resource["kind"]]: (r: Extract<Resource, { kind: K }>) => void | Promise<void> } = {
+  cgroup: (r) => removeGroup(r.path),
+  async process(r) {
+    const pidfd = openProcess(r.pid, r.startTime);
+    if (!pidfd) return;
+    kill(pidfd, SIGKILL);
+    await ended(pidfd);
+    pidfd.close();
+  },
+  file: (r) => rmSync(r.path, { force: true }),
+};
+
+const release = (r: Resource): void | Promise<void> =>
+  (releases[r.kind] as (r: Resource) => void | Promise<void>)(r);
+
+export class Ledger implements Owned {
+  readonly #path: string;
+  #file: number;
+  readonly #owned: (Resource | Disposable)[] = [];
+
+  private constructor(
+    path: string,
+    readonly head: Head,
+  ) {
+    this.#path = path;
+    this.#file = openSync(path, "a", 0o600);
+  }
+
+  /** A new ledger for a start; one that is there already is an error, for its container still owns things. */
+  static open(directory: string, head: Omit<Head, "version">): Ledger {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    const path = join(directory, head.uuid);
+    closeSync(openSync(path, "wx", 0o600));
+    const ledger = new Ledger(path, { version: LEDGER_VERSION, ...head });
+    ledger.#write({ head: ledger.head });
+    return ledger;
+  }
+
+  /** What an earlier cmld left: each ledger with the container it says is running. */
+  static async load(
+    directory: string,
+    log: (line: string) => void,
+  ): Promise<{ ledger: Ledger; running?: Running }[]> {
+    let names: string[];
+    try {
+      names = readdirSync(directory);
+    } catch (e) {
+      if (isErrno(e, ENOENT)) return [];
+      throw e;
+    }
+    const found: { ledger: Ledger; running?: Running }[] = [];
+    for (const name of names.sort()) {
+      const path = join(directory, name);
+      const lines = parse(readFileSync(path, "utf8"));
+      const head = lines.find((l) => "head" in l)?.head;
+      if (!head || head.uuid !== basename(path)) {
+        log(`ledger ${name}: no head line; nothing was acquired`); // written before anything else
+        unlinkSync(path);
+        continue;
+      }
+      if (head.version > LEDGER_VERSION)
+        throw new Error(
+          `ledger ${name} has version ${head.version}, this cmld knows ${LEDGER_VERSION}: use the newer cmld`,
+        );
+      const ledger = new Ledger(path, head);
+      for (const line of lines) if ("own" in line) ledger.#owned.push(line.own);
+      const running = lines.findLast((l) => "running" in l)?.running;
+      found.push(running ? { ledger, running } : { ledger });
+    }
+    return found;
+  }
+
+  #write(line: Line): void {
+    writeSync(this.#file, JSON.stringify(line) + "\n");
+  }
+
+  acquire<T>(resource: Resource, how: () => T): T {
+    this.#write({ own: resource });
+    this.#owned.push(resource);
+    return how();
+  }
+
+  use<T extends Disposable>(value: T): T {
+    this.#owned.push(value);
+    return value;
+  }
+
+  /** From here on a later cmld adopts the container instead of releasing it. */
+  running(r: Running): void {
+    this.#write({ running: r });
+  }
+
+  /** Resources of one kind, in the order they were acquired. */
+  all<K extends Resource["kind"]>(kind: K): Extract<Resource, { kind: K }>[] {
+    return this.#owned.filter((r): r is Extract<Resource, { kind: K }> => "kind" in r && r.kind === kind);
+  }
+
+  /** Release everything in reverse, and the ledger itself. One failure does not stop the rest; all are reported. */
+  async release(): Promise<void> {
+    const failures: unknown[] = [];
+    for (let r = this.#owned.pop(); r; r = this.#owned.pop()) {
+      try {
+        if ("kind" in r) await release(r);
+        else r[Symbol.dispose]();
+      } catch (e) {
+        failures.push(new Error("kind" in r ? `releasing ${JSON.stringify(r)}` : "closing", { cause: e }));
+      }
+    }
+    closeSync(this.#file);
+    this.#file = -1;
+    unlinkSync(this.#path);
+    if (failures.length > 0) throw new Error(failures.map(chain).join("; "));
+  }
+}
+
+/** Whole lines only: the last one may have been cut by a crash. */
+function parse(text: string): Line[] {
+  const lines: Line[] = [];
+  for (const line of text.slice(0, text.lastIndexOf("\n") + 1).split("\n")) {
+    if (line === "") continue;
+    lines.push(JSON.parse(line) as Line);
+  }
+  return lines;
 }

@@ -20,6 +20,8 @@ export interface Host {
   readonly cgroup: string;
   /** Controllers that can be used there. */
   readonly controllers: ReadonlySet<string>;
+  /** A line of the log that is said once in this daemon's life. */
+  warnOnce(line: string): void;
   /** The container's network ends live in this process' network namespace: core0's init, or undefined for ours. */
   readonly router: () => { readonly pid: number; readonly uidStart: number } | undefined;
 }
@@ -42,6 +44,8 @@ export interface Start {
   readonly owned: Owned;
   /** Descriptors that a later cmld needs again, by name ("service", "notify", "control"): kept in init's store. */
   keep(name: string, fd: Fd): void;
+  /** What an earlier cmld kept under this name for this container, while adopting it. */
+  kept(name: string): Fd | undefined;
   /** The container said that it has booted. */
   booted(): void;
   /** One line for the daemon's log. */

@@ -1,12 +1,13 @@
 // Start a program in a child and say, by name, which call failed if one did.
 import { run } from "../../ffi/run.ts";
-import { CLONE_FILES, CLONE_VFORK, CLONE_VM, close, resetSignals } from "../sys/calls.ts";
+import { CLONE_FILES, CLONE_VFORK, CLONE_VM, close, read, resetSignals } from "../sys/calls.ts";
 import { encode } from "../sys/encode.ts";
 import { SysError } from "../sys/error.ts";
 import { Fd, pipe } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
 import { type Op, show } from "../sys/op.ts";
+import { readable } from "../sys/poll.ts";
 
 const SIGCHLD = 17; // asm-generic/signal.h
 const [P_PIDFD, WEXITED, WNOHANG, WALL] = [3, 4, 1, 0x40000000]; // linux/wait.h
@@ -16,6 +17,14 @@ export interface Child {
   readonly pidfd: Fd;
   /** Resolves once execve succeeded; rejects with the call that failed otherwise. Call it once. */
   started(): Promise<void>;
+}
+
+/** Throw what the shim reported, if it did: which op failed, and the errno. */
+function refused(ops: readonly Op[], report: Fd): void {
+  const failure = mem(8);
+  if (now(read(report.n, failure)) === 0) return;
+  const view = new DataView(failure.buffer);
+  throw new SysError(view.getUint32(4, true), `child: ${show(ops[view.getUint32(0, true)]!)}`);
 }
 
 /** How a process ended: `status` for exit(status), `signal` for a fatal signal; exactly one is set. */
@@ -42,10 +51,8 @@ export function launch(ops: readonly Op[], flags = 0n, cgroup = -1): Child {
     pidfd: new Fd(new DataView(pidfd.buffer).getInt32(0, true)),
     async started() {
       using end = report.read;
-      const failure = await Bun.file(end.n).bytes(); // execve closes the other end
-      if (failure.length === 0) return;
-      const view = new DataView(failure.buffer, failure.byteOffset);
-      throw new SysError(view.getUint32(4, true), `child: ${show(all[view.getUint32(0, true)]!)}`);
+      await readable(end); // execve closes the other end, a failure writes to it
+      refused(all, end);
     },
   };
 }
@@ -66,7 +73,7 @@ export function reap(pidfd: Fd): Ended | undefined {
 export function elsewhere(ops: readonly Op[]): void {
   const all = [...ops, { call: "exit_group", args: [0] } satisfies Op];
   const report = pipe();
-  using read = report.read;
+  using result = report.read;
   using write = report.write;
   const code = encode(all);
   const pidfd = mem(4);
@@ -75,12 +82,9 @@ export function elsewhere(ops: readonly Op[]): void {
   using child = new Fd(new DataView(pidfd.buffer).getInt32(0, true));
   const ended = reap(child);
   if (ended?.status === 0) return;
-  const failure = mem(8);
   write.close();
-  const got = attempt({ call: "read", args: [read.n, failure, 8] });
-  if (got !== 8) throw new Error(`child ended by ${JSON.stringify(ended)}`);
-  const view = new DataView(failure.buffer);
-  throw new SysError(view.getUint32(4, true), `child: ${show(all[view.getUint32(0, true)]!)}`);
+  refused(all, result);
+  throw new Error(`child ended by ${JSON.stringify(ended)}`);
 }
 
 /** Close a number that was handed over as a bare result. */

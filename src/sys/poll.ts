@@ -105,12 +105,15 @@ export function watch(fd: Fd, events: number, on: (events: number) => void): Wat
   };
 }
 
-/** Resolves when the process behind the pidfd has ended (pidfd_open(2): it becomes readable). */
-export function ended(pidfd: Fd): Promise<void> {
+/** Resolves when `fd` can be read, or its other end is closed. */
+export function readable(fd: Fd): Promise<void> {
   return new Promise((resolve) => {
-    const w = watch(pidfd, EPOLLIN, () => {
+    const w = watch(fd, EPOLLIN, () => {
       w[Symbol.dispose]();
       resolve();
     });
   });
 }
+
+/** Resolves when the process behind the pidfd has ended (pidfd_open(2): it becomes readable). */
+export const ended = readable;

@@ -1,0 +1,57 @@
+// The machine as cmld finds it: where its control groups are, which limits the kernel can enforce.
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { controllers, delegate, make, where } from "../sys/cgroup.ts";
+import type { DeviceConfig } from "./config.ts";
+import type { Host } from "./module.ts";
+
+/** What the machine keeps for init, cmld and the kernel when containers ask for everything, bytes. */
+const RESERVED = 96 * 1024 * 1024;
+
+export interface Places {
+  readonly base: string;
+  readonly run: string;
+  readonly device: DeviceConfig;
+  readonly router: Host["router"];
+  warn(line: string): void;
+}
+
+/** Prepare the control groups and the volatile folder. */
+export function openHost(places: Places): Host {
+  const { mount, own } = where();
+  // Processes may sit in the root group only; below it, a group has processes or hands controllers down, not both.
+  const top = join(mount, own === "/" ? "cml" : own.replace(/\/cmld$/, ""));
+  const containers = join(top, "containers");
+  make(top);
+  if (own !== "/") {
+    make(join(top, "cmld"));
+    writeFileSync(join(top, "cmld/cgroup.procs"), "0");
+  } else delegate(mount);
+  delegate(top);
+  make(containers);
+  delegate(containers);
+  const usable = new Set(controllers(containers));
+  if (usable.has("memory")) {
+    const total = Number(readFileSync("/proc/meminfo", "utf8").match(/^MemTotal:\s+(\d+) kB/m)?.[1]) * 1024;
+    writeFileSync(join(containers, "memory.max"), String(Math.max(total - RESERVED, RESERVED)));
+  }
+  // The child of a start has the container's ids: it passes through here by search permission alone.
+  mkdirSync(places.run, { recursive: true, mode: 0o711 });
+  mkdirSync(join(places.run, "root"), { recursive: true, mode: 0o755 });
+
+  const said = new Set<string>();
+  return {
+    hosted: places.device.hostedmode,
+    device: places.device,
+    base: places.base,
+    run: places.run,
+    cgroup: containers,
+    controllers: usable,
+    router: places.router,
+    warnOnce(line) {
+      if (said.has(line)) return;
+      said.add(line);
+      places.warn(line);
+    },
+  };
+}

@@ -1,0 +1,52 @@
+// Read-only images of a GuestOS, mounted once and shared: one loop device per image, one superblock, a fresh mount
+// (30 µs instead of 1 ms) for every container that uses it.
+import { statSync } from "node:fs";
+import { MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_RDONLY, O_RDONLY, openat } from "../sys/calls.ts";
+import { Fd } from "../sys/fd.ts";
+import { attachLoop, type Loop } from "../sys/loop.ts";
+import { mountAsFd } from "../sys/mounts.ts";
+import { now } from "../sys/now.ts";
+
+const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
+
+interface Shared {
+  readonly identity: string;
+  readonly loop: Loop;
+  /** Keeps the superblock while no container uses it. */
+  readonly kept: Fd;
+}
+
+const shared = new Map<string, Shared>();
+
+/** A mount of the image at `path`, attached nowhere. The file is opened once per content: by device, inode, size, mtime. */
+export function sharedImage(path: string, type: string, data: string): Fd {
+  const s = statSync(path, { bigint: true });
+  const identity = `${s.dev}:${s.ino}:${s.size}:${s.mtimeNs}:${type}:${data}`;
+  let image = shared.get(path);
+  if (image && image.identity !== identity) forgetImages(path);
+  image = shared.get(path);
+  if (!image) {
+    using file = new Fd(now(openat(-100, path, O_RDONLY)));
+    const loop = attachLoop(file, true, path);
+    try {
+      image = { identity, loop, kept: mountAsFd(type, loop.path, withReadOnly(data), ATTRIBUTES) };
+    } catch (e) {
+      loop.fd.close();
+      throw e;
+    }
+    shared.set(path, image);
+  }
+  return mountAsFd(type, image.loop.path, withReadOnly(data), ATTRIBUTES);
+}
+
+const withReadOnly = (data: string): string => (data === "" ? "ro" : `ro,${data}`);
+
+/** Let go of images whose path starts with `prefix`: their GuestOS is being removed. Running containers keep theirs. */
+export function forgetImages(prefix: string): void {
+  for (const [path, image] of shared) {
+    if (!path.startsWith(prefix)) continue;
+    image.kept.close();
+    image.loop.fd.close();
+    shared.delete(path);
+  }
+}

@@ -1,0 +1,15 @@
+// The modules of a container, in the order of their hooks, and why this order.
+import type { Module } from "./module.ts";
+import { cgroups } from "./modules/cgroups.ts";
+import { hostname } from "./modules/hostname.ts";
+import { time } from "./modules/time.ts";
+import { users } from "./modules/users.ts";
+import { volumes } from "./modules/volumes.ts";
+
+export const modules: readonly Module[] = [
+  users, // first: every later attach() may need the ids mapped, every later child() root
+  cgroups, // the group exists before the clone, which goes straight into it
+  hostname,
+  volumes, // pivots: from here on paths are the container's
+  time, // needs /proc of the container
+];

@@ -1,0 +1,548 @@
+// volumes: the container's file tree.
+//
+// Everything is mounted by descriptor. The parent opens what needs the host (images, data volumes, /dev) as mounts
+// that are attached nowhere, maps their ids to the container's range while the child waits, and the child, alone in
+// its mount namespace, attaches them. So the host's tree never shows a container's mount, and a crash leaves none.
+//
+// The order in the child matters, for the image is hostile: (1) the root is assembled on a staging tmpfs, from our
+// own paths only; (2) pivot_root, so that from here on every path, `..` and absolute link resolves inside; (3) missing
+// mount points are made while no procfs is reachable, so no magic link exists; (4) targets are opened with openat2 and
+// mounted on by descriptor; (5) the old root, needed until then because the kernel lets a user namespace mount proc
+// and sysfs only where it sees them whole, is detached.
+import { existsSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import cserviceBytes from "../../../out/cservice" with { type: "file" };
+import { GuestOSMount } from "../../../proto/gen/proto.js";
+import { must } from "../../run/command.ts";
+import * as sys from "../../sys/calls.ts";
+import { EEXIST, EINVAL, isErrno } from "../../sys/error.ts";
+import { Fd } from "../../sys/fd.ts";
+import { attachLoop } from "../../sys/loop.ts";
+import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
+import { attempt, now } from "../../sys/now.ts";
+import { type Op, Reg } from "../../sys/op.ts";
+import { sharedImage } from "../images.ts";
+import { type Module, Slot, type Start } from "../module.ts";
+import { CSERVICE } from "../program.ts";
+
+const T = GuestOSMount.Type;
+type Mount = Start["guestos"]["mounts"][number];
+
+/** Where the child assembles its root: an empty directory of the host, used in the child's namespace only. */
+const stage = (s: Pick<Start, "host">): string => join(s.host.run, "root");
+
+const { MOUNT_ATTR_NOSUID: NOSUID, MOUNT_ATTR_NODEV: NODEV, MOUNT_ATTR_NOEXEC: NOEXEC } = sys;
+/** Bounds of a tmpfs whose configuration names none: a quarter of the machine's memory, and files. */
+const TMPFS_BOUNDS = "size=25%,nr_inodes=128k";
+const MiB = 1024 * 1024;
+/** The original's smallest data image, MiB. */
+const IMAGE_MIN = 10;
+
+/** Device nodes in every container: c_cgroups_dev's default list, as far as it names one file. */
+const NODES: readonly (readonly [path: string, major: number, minor: number])[] = [
+  ["null", 1, 3],
+  ["zero", 1, 5],
+  ["full", 1, 7],
+  ["random", 1, 8],
+  ["urandom", 1, 9],
+  ["tty", 5, 0],
+  ["net/tun", 10, 200],
+  ["fuse", 10, 229],
+];
+const LINKS: readonly (readonly [path: string, target: string])[] = [
+  ["ptmx", "pts/ptmx"],
+  ["fd", "/proc/self/fd"],
+  ["stdin", "/proc/self/fd/0"],
+  ["stdout", "/proc/self/fd/1"],
+  ["stderr", "/proc/self/fd/2"],
+  ["core", "/proc/kcore"],
+];
+
+interface Volume {
+  readonly mount: Mount;
+  /** An attached-nowhere mount from the parent; absent for a tmpfs, which the child makes. */
+  readonly fd?: Fd;
+  /** A descriptor number that is the child's to use for the overlay's layers: [lower, upper, work]. */
+  readonly slots?: readonly [Fd, Fd, Fd];
+}
+
+interface Plan {
+  readonly volumes: readonly Volume[];
+  readonly dev: Fd;
+  /** /proc and /sys of a container without its own network namespace cannot be mounted by it. */
+  readonly sys?: Fd;
+  /** The executable, for core0. */
+  readonly executable?: Fd;
+  readonly writableRoot: boolean;
+  readonly hasCservice: boolean;
+}
+
+const plans = new Slot<Plan>();
+
+const isTmpfs = (m: Mount): boolean => m.fs_type.startsWith("tmpfs");
+const isOverlay = (m: Mount): boolean =>
+  m.mount_type === T.SHARED_RW || m.mount_type === T.OVERLAY_RW || m.mount_type === T.OVERLAY_RO;
+const isBind = (m: Mount): boolean => m.mount_type === T.BIND_FILE || m.mount_type === T.BIND_FILE_RW;
+const isRoot = (m: Mount): boolean => /^\/*$/.test(m.mount_point);
+const wanted = (s: Start): Mount[] =>
+  s.guestos.mounts.filter((m) => m.mount_type !== T.FLASH && m.mount_type !== T.STORE_ONLY);
+
+function sizeOf(s: Start, m: Mount): number {
+  const named = s.config.image_sizes.find((i) => i.image_name === m.image_file);
+  return Math.max(named?.image_size ?? m.def_size, IMAGE_MIN);
+}
+
+/** The file that holds a container's own volume; plain until volumes are encrypted. */
+const fileOf = (s: Start, m: Mount): string => {
+  const named = s.config.image_sizes.find((i) => i.image_name === m.image_file)?.image_file;
+  return join(s.imageDir, `${named || m.image_file}.plain.img`);
+};
+
+/** A container's own ext4 image, made when it is missing; grown when its configured size has. */
+async function ownVolume(s: Start, m: Mount): Promise<Fd> {
+  if (m.fs_type !== "ext4")
+    throw new Error(`${m.image_file}: fs_type ${m.fs_type}: only ext4 and tmpfs can be made here`);
+  const path = fileOf(s, m);
+  const bytes = sizeOf(s, m) * MiB;
+  mkdirSync(s.imageDir, { recursive: true, mode: 0o755 });
+  if (!existsSync(path)) {
+    const fresh = `${path}.new`; // renamed only when whole, so a power cut leaves the old state or the new one
+    writeFileSync(fresh, "", { mode: 0o600 });
+    truncateSync(fresh, bytes);
+    await must(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", fresh]);
+    now({ call: "renameat2", args: [sys.AT_FDCWD, fresh, sys.AT_FDCWD, path, 0] });
+    s.log(`made volume ${m.image_file}: ${bytes / MiB} MiB ext4`);
+  } else if (statSync(path).size < bytes) {
+    await must(["/sbin/e2fsck", "-f", "-y", path]);
+    truncateSync(path, bytes);
+    await must(["/sbin/resize2fs", path]);
+    s.log(`grew volume ${m.image_file} to ${bytes / MiB} MiB`);
+  }
+  using file = new Fd(now(sys.openat(sys.AT_FDCWD, path, sys.O_RDWR)));
+  const loop = attachLoop(file, false, path);
+  using _loop = loop.fd; // the mount keeps it from here on
+  return mountAsFd("ext4", loop.path, m.mount_data, NODEV | sys.MOUNT_ATTR_NOATIME);
+}
+
+/** DEVICE and DEVICE_RW: a block device of the host, copied to the container's images at its first start. */
+async function copiedDevice(s: Start, m: Mount): Promise<Fd> {
+  const path = join(s.imageDir, `${m.image_file.replaceAll("/", "_")}.plain.img`);
+  if (!existsSync(path)) {
+    mkdirSync(s.imageDir, { recursive: true, mode: 0o755 });
+    await Bun.write(`${path}.new`, Bun.file(m.image_file));
+    now({ call: "renameat2", args: [sys.AT_FDCWD, `${path}.new`, sys.AT_FDCWD, path, 0] });
+  }
+  const readOnly = m.mount_type === T.DEVICE;
+  using file = new Fd(now(sys.openat(sys.AT_FDCWD, path, readOnly ? sys.O_RDONLY : sys.O_RDWR)));
+  const loop = attachLoop(file, readOnly, path);
+  using _loop = loop.fd;
+  const attributes = NODEV | sys.MOUNT_ATTR_NOATIME | (readOnly ? sys.MOUNT_ATTR_RDONLY : 0);
+  return mountAsFd(m.fs_type, loop.path, readOnly ? `ro,${m.mount_data}` : m.mount_data, attributes);
+}
+
+/** A file that containers share, below files_shared/. */
+function sharedFile(s: Start, m: Mount): Fd {
+  const path = join(s.host.base, "files_shared", m.image_file);
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  const flags = sys.O_RDWR | sys.O_CREAT | sys.O_NOFOLLOW;
+  new Fd(now(sys.openat(sys.AT_FDCWD, path, flags, 0o644))).close();
+  const fd = new Fd(now(sys.openTree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE | sys.AT_SYMLINK_NOFOLLOW)));
+  const readOnly = m.mount_type === T.BIND_FILE ? sys.MOUNT_ATTR_RDONLY : 0;
+  now(sys.mountSetattr(fd.n, NODEV | NOSUID | NOEXEC | readOnly));
+  return fd;
+}
+
+async function volumeFd(s: Start, m: Mount): Promise<Fd | undefined> {
+  switch (m.mount_type) {
+    case T.SHARED:
+    case T.SHARED_RW:
+    case T.OVERLAY_RO:
+      if (isTmpfs(m)) return undefined;
+      return sharedImage(join(s.osDir, `${m.image_file}.img`), m.fs_type, m.mount_data);
+    case T.EMPTY:
+      return isTmpfs(m) ? undefined : ownVolume(s, m);
+    case T.OVERLAY_RW:
+      return ownVolume(s, m);
+    case T.DEVICE:
+    case T.DEVICE_RW:
+      return copiedDevice(s, m);
+    case T.BIND_FILE:
+    case T.BIND_FILE_RW:
+      return sharedFile(s, m);
+    default:
+      throw new Error(`mount type ${m.mount_type} cannot be mounted`);
+  }
+}
+
+/** The container's /dev: a tmpfs of the host's user namespace, so that its nodes work and the container makes none. */
+function deviceTree(s: Start): Fd {
+  const dev = mountAsFd("tmpfs", "cml-dev", "mode=0755,size=1m,nr_inodes=4k", NOSUID | NOEXEC);
+  const own = (path: string) => now(sys.fchownat(dev.n, path, s.uidStart, s.uidStart));
+  const directory = (path: string, mode: number) => {
+    now(sys.mkdirat(dev.n, path, mode));
+    own(path);
+  };
+  now({ call: "fchownat", args: [dev.n, "", s.uidStart, s.uidStart, sys.AT_EMPTY_PATH] });
+  directory("pts", 0o755);
+  directory("shm", 0o1777);
+  directory("mqueue", 0o755);
+  directory("net", 0o755);
+  const S_IFCHR = 0o020000;
+  const node = (path: string, mode: number, device: number) => {
+    now(sys.mknodat(dev.n, path, S_IFCHR | mode, device));
+    now(sys.fchmodat(dev.n, path, mode)); // mknod obeys the umask
+    own(path);
+  };
+  for (const [path, major, minor] of NODES) node(path, 0o666, deviceNumber(major, minor));
+  for (const [path, target] of LINKS) {
+    now(sys.symlinkat(target, dev.n, path));
+    own(path);
+  }
+  const console = s.isC0 ? consoleDevice() : undefined;
+  if (console !== undefined) node("console", 0o620, console);
+  return dev;
+}
+
+/** makedev(3) of the C library for numbers below 4096 and 256. */
+const deviceNumber = (major: number, minor: number): number =>
+  ((major << 8) | (minor & 0xff) | ((minor & ~0xff) << 12)) >>> 0;
+
+/** The machine's second console, which core0's users sit at: the first that exists. */
+const CONSOLES = ["/dev/hvc0", "/dev/tty1"] as const;
+function consoleDevice(): number | undefined {
+  const path = CONSOLES.find((p) => existsSync(p));
+  return path === undefined ? undefined : statSync(path).rdev;
+}
+
+/** Registers of this module's part of the program. */
+const [OLD, FS, MNT, TARGET, SERVICE, DIR] = [0, 1, 2, 3, 4, 5].map((n) => new Reg(n)) as [
+  Reg,
+  Reg,
+  Reg,
+  Reg,
+  Reg,
+  Reg,
+];
+
+const directories = (path: string): string[] => {
+  const parts = path.split("/").filter(Boolean);
+  return parts.map((_, i) => `/${parts.slice(0, i + 1).join("/")}`);
+};
+
+const inside = (path: string, flags: number, resolve: number): Op =>
+  sys.openat2(sys.AT_FDCWD, path, sys.O_PATH | flags, resolve, 0, TARGET);
+/** The configuration's targets may be links, but lead nowhere outside. */
+const LINKED = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS;
+
+/** Attach the mount in MNT at `path`, one of ours: no link on the way. */
+const attachAt = (path: string): Op[] => [
+  inside(path, sys.O_DIRECTORY, sys.RESOLVE_NO_SYMLINKS),
+  sys.moveMount(MNT, TARGET, ""),
+  sys.close(TARGET),
+  sys.close(MNT),
+];
+
+const tmpfsData = (s: Start, m: Mount): string => {
+  const bounds = s.config.tmpfs_size > 0 ? `size=${s.config.tmpfs_size}m,nr_inodes=128k` : TMPFS_BOUNDS;
+  return ["mode=0755", bounds, m.mount_data].filter(Boolean).join(",");
+};
+
+function rootSteps(s: Start, plan: Plan): { steps: Op[]; root: string } {
+  const at = stage(s);
+  const steps: Op[] = [];
+  let root = "";
+  plan.volumes.forEach(({ mount: m, fd }, i) => {
+    if (!isRoot(m)) return;
+    const here = `${at}/${i}`;
+    const attach = (path: string): Op[] => [
+      sys.mkdir(path, 0o755),
+      fd
+        ? sys.moveMount(fd.n, sys.AT_FDCWD, path)
+        : sys.mount("tmpfs", path, "tmpfs", sys.MS_NODEV, tmpfsData(s, m)),
+    ];
+    if (!isOverlay(m)) {
+      steps.push(...attach(here));
+      root = here;
+      return;
+    }
+    const layer = `${here}.layer`;
+    steps.push(...attach(layer), sys.mkdir(here, 0o755));
+    const [lower, upper] = m.mount_type === T.SHARED_RW ? [layer, `${here}.top`] : [root, layer];
+    if (lower === "") throw new Error(`${m.image_file}: an overlay on / needs a root before it`);
+    if (m.mount_type === T.OVERLAY_RO) {
+      steps.push(
+        sys.mount(
+          "overlay",
+          here,
+          "overlay",
+          sys.MS_RDONLY | sys.MS_NODEV,
+          `lowerdir=${upper}/upper:${lower},userxattr`,
+        ),
+      );
+    } else {
+      if (m.mount_type === T.SHARED_RW)
+        steps.push(
+          sys.mkdir(upper, 0o755),
+          sys.mount("tmpfs", upper, "tmpfs", sys.MS_NODEV, tmpfsData(s, { ...m, mount_data: "" })),
+        );
+      steps.push(sys.mkdir(`${upper}/upper`, 0o755), sys.mkdir(`${upper}/work`, 0o755));
+      for (const name of ["upper", "work"]) steps.push(...ownDirectory(`${upper}/${name}`));
+      steps.push(
+        sys.mount(
+          "overlay",
+          here,
+          "overlay",
+          sys.MS_NODEV,
+          `lowerdir=${lower},upperdir=${upper}/upper,workdir=${upper}/work,userxattr`,
+        ),
+      );
+    }
+    root = here;
+  });
+  if (root === "") throw new Error("the GuestOS mounts nothing on /");
+  return { steps, root };
+}
+
+/** Fails unless `path` is a directory reached without a link: a restored volume may hold anything. */
+const ownDirectory = (path: string): Op[] => [
+  sys.openat2(sys.AT_FDCWD, path, sys.O_PATH | sys.O_DIRECTORY, sys.RESOLVE_NO_SYMLINKS, 0, DIR),
+  sys.close(DIR),
+];
+
+/** Layers of overlays that are not the root, attached to the staging tree while it can be named. */
+function layerSteps(s: Start, plan: Plan): Op[] {
+  return plan.volumes.flatMap(({ mount: m, fd, slots }, i) => {
+    if (isRoot(m) || !slots) return [];
+    const layer = `${stage(s)}/${i}.layer`;
+    const steps: Op[] = [
+      sys.mkdir(layer, 0o755),
+      fd
+        ? sys.moveMount(fd.n, sys.AT_FDCWD, layer)
+        : sys.mount("tmpfs", layer, "tmpfs", sys.MS_NODEV, tmpfsData(s, m)),
+    ];
+    const open = (path: string, slot: Fd): Op[] => [
+      sys.openat2(sys.AT_FDCWD, path, sys.O_PATH | sys.O_DIRECTORY, sys.RESOLVE_NO_SYMLINKS, 0, DIR),
+      sys.dup3(DIR, slot.n),
+      sys.close(DIR),
+    ];
+    if (m.mount_type === T.OVERLAY_RO) return [...steps, ...open(`${layer}/upper`, slots[1])];
+    let top = layer;
+    if (m.mount_type === T.SHARED_RW) {
+      top = `${stage(s)}/${i}.top`;
+      steps.push(
+        sys.mkdir(top, 0o755),
+        sys.mount("tmpfs", top, "tmpfs", sys.MS_NODEV, tmpfsData(s, { ...m, mount_data: "" })),
+      );
+      steps.push(...open(layer, slots[0]));
+    }
+    steps.push(sys.mkdir(`${top}/upper`, 0o755), sys.mkdir(`${top}/work`, 0o755));
+    return [...steps, ...open(`${top}/upper`, slots[1]), ...open(`${top}/work`, slots[2])];
+  });
+}
+
+function mountPoints(s: Start, plan: Plan): Op[] {
+  const S_IFREG = 0o100000;
+  const paths = new Set(["/proc", "/sys", "/dev", "/run"]);
+  const files = new Set<string>();
+  for (const { mount: m } of plan.volumes) {
+    if (isRoot(m)) continue;
+    const all = directories(m.mount_point);
+    if (isBind(m)) files.add(all.pop() ?? "/");
+    for (const path of all) paths.add(path);
+  }
+  if (plan.writableRoot && !plan.hasCservice) {
+    paths.add(dirname(CSERVICE));
+    files.add(CSERVICE);
+  }
+  if (s.isC0 && plan.writableRoot) for (const path of directories(dirname(EXECUTABLE))) paths.add(path);
+  if (s.isC0 && plan.writableRoot) files.add(EXECUTABLE);
+  return [
+    ...[...paths].map((p) => sys.mkdir(p, 0o755)),
+    ...[...files].map((p): Op => ({ ...sys.mknodat(sys.AT_FDCWD, p, S_IFREG | 0o755, 0), allow: EEXIST })),
+  ];
+}
+
+function ownFileSystems(plan: Plan): Op[] {
+  return [
+    ...mountSteps("proc", "", NOSUID | NODEV | NOEXEC, FS, MNT),
+    ...attachAt("/proc"),
+    ...(plan.sys
+      ? [
+          inside("/sys", sys.O_DIRECTORY, sys.RESOLVE_NO_SYMLINKS),
+          sys.moveMount(plan.sys.n, TARGET, ""),
+          sys.close(TARGET),
+        ]
+      : [
+          ...mountSteps("sysfs", "", sys.MOUNT_ATTR_RDONLY | NOSUID | NODEV | NOEXEC, FS, MNT),
+          ...attachAt("/sys"),
+        ]),
+    ...mountSteps("cgroup2", "", NOSUID | NODEV | NOEXEC, FS, MNT),
+    ...attachAt("/sys/fs/cgroup"),
+    inside("/dev", sys.O_DIRECTORY, sys.RESOLVE_NO_SYMLINKS),
+    sys.moveMount(plan.dev.n, TARGET, ""),
+    sys.close(TARGET),
+    ...mountSteps("devpts", "mode=0620,gid=5,ptmxmode=0666,max=1024", NOSUID | NOEXEC, FS, MNT),
+    ...attachAt("/dev/pts"),
+    ...mountSteps("tmpfs", `mode=1777,${TMPFS_BOUNDS}`, NOSUID | NODEV, FS, MNT),
+    ...attachAt("/dev/shm"),
+    ...mountSteps("mqueue", "", NOSUID | NODEV | NOEXEC, FS, MNT),
+    ...attachAt("/dev/mqueue"),
+    ...mountSteps("tmpfs", `mode=0755,${TMPFS_BOUNDS}`, NOSUID | NODEV, FS, MNT),
+    ...attachAt("/run"),
+    sys.mkdir("/run/socket", 0o755),
+  ];
+}
+
+function configuredMounts(s: Start, plan: Plan): Op[] {
+  return plan.volumes.flatMap(({ mount: m, fd, slots }) => {
+    if (isRoot(m)) return [];
+    const target = inside(m.mount_point, isBind(m) ? 0 : sys.O_DIRECTORY, LINKED);
+    if (!slots) {
+      if (fd) return [target, sys.moveMount(fd.n, TARGET, ""), sys.close(TARGET)];
+      return [
+        ...mountSteps("tmpfs", tmpfsData(s, m), NOSUID | NODEV, FS, MNT),
+        target,
+        sys.moveMount(MNT, TARGET, ""),
+        sys.close(TARGET),
+        sys.close(MNT),
+      ];
+    }
+    const named = (slot: Fd) => `/proc/self/fd/${slot.n}`;
+    const [lower, upper, work] = slots;
+    const layers =
+      m.mount_type === T.OVERLAY_RO
+        ? `lowerdir=${named(upper)}:${named(lower)}`
+        : `lowerdir=${named(lower)},upperdir=${named(upper)},workdir=${named(work)}`;
+    const attributes = NODEV | (m.mount_type === T.OVERLAY_RO ? sys.MOUNT_ATTR_RDONLY : 0);
+    return [
+      target,
+      ...(m.mount_type === T.SHARED_RW ? [] : [sys.dup3(TARGET, lower.n)]),
+      ...mountSteps("overlay", `${layers},userxattr`, attributes, FS, MNT),
+      sys.moveMount(MNT, TARGET, ""),
+      sys.close(TARGET),
+      sys.close(MNT),
+    ];
+  });
+}
+
+/** Where core0 finds the executable; /usr/sbin/control is a link to it there. */
+const EXECUTABLE = "/usr/sbin/cml";
+
+export const volumes: Module = {
+  name: "volumes",
+  namespaces: (s) => sys.CLONE_NEWNS | sys.CLONE_NEWPID | (s.config.netns ? sys.CLONE_NEWNET : 0n),
+
+  async prepare(s) {
+    const list: Volume[] = [];
+    const spare = (): Fd => s.owned.use(new Fd(now({ call: "dup", args: [2] })));
+    for (const mount of wanted(s)) {
+      try {
+        const fd = await volumeFd(s, mount);
+        if (fd) s.owned.use(fd);
+        const slots = isOverlay(mount) && !isRoot(mount) ? ([spare(), spare(), spare()] as const) : undefined;
+        list.push({ mount, ...(fd && { fd }), ...(slots && { slots }) });
+      } catch (cause) {
+        throw new Error(`volume ${mount.image_file} on ${mount.mount_point}`, { cause });
+      }
+    }
+    const roots = list.filter((v) => isRoot(v.mount));
+    const last = roots.at(-1)?.mount;
+    const writableRoot =
+      last !== undefined &&
+      last.mount_type !== T.SHARED &&
+      last.mount_type !== T.OVERLAY_RO &&
+      last.mount_type !== T.DEVICE;
+    const hasCservice = roots.some(({ fd }) => {
+      if (!fd) return false;
+      const n = attempt(sys.openat2(fd.n, CSERVICE, sys.O_PATH, sys.RESOLVE_IN_ROOT));
+      if (n >= 0) now(sys.close(n));
+      return n >= 0;
+    });
+    const dev = s.owned.use(deviceTree(s));
+    let sysTree: Fd | undefined;
+    if (!s.config.netns) {
+      sysTree = s.owned.use(new Fd(now(sys.openTree(sys.AT_FDCWD, "/sys", sys.OPEN_TREE_CLONE))));
+      now(sys.mountSetattr(sysTree.n, sys.MOUNT_ATTR_RDONLY | NOSUID | NODEV | NOEXEC));
+    }
+    let executable: Fd | undefined;
+    if (s.isC0) {
+      executable = s.owned.use(
+        new Fd(now(sys.openTree(sys.AT_FDCWD, process.execPath, sys.OPEN_TREE_CLONE))),
+      );
+      now(sys.mountSetattr(executable.n, sys.MOUNT_ATTR_RDONLY | NOSUID | NODEV));
+    }
+    plans.set(s, {
+      volumes: list,
+      dev,
+      ...(sysTree && { sys: sysTree }),
+      ...(executable && { executable }),
+      writableRoot,
+      hasCservice,
+    });
+  },
+
+  attach(s, p) {
+    using userns = new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${p.pid}/ns/user`, sys.O_RDONLY)));
+    for (const { mount, fd } of plans.need(s).volumes) {
+      if (!fd) continue;
+      try {
+        now(sys.mountSetattr(fd.n, sys.MOUNT_ATTR_IDMAP, 0, userns.n));
+      } catch (cause) {
+        if (!isErrno(cause, EINVAL)) throw cause;
+        throw new Error(`${mount.image_file}: this kernel cannot map the ids of ${mount.fs_type}`, { cause });
+      }
+    }
+  },
+
+  child(s) {
+    const plan = plans.need(s);
+    const { steps, root } = rootSteps(s, plan);
+    const at = stage(s);
+    const cservice = plan.writableRoot || plan.hasCservice;
+    return [
+      sys.mount("none", "/", "none", sys.MS_REC | sys.MS_PRIVATE),
+      sys.openat(sys.AT_FDCWD, "/", sys.O_PATH | sys.O_DIRECTORY, 0, OLD),
+      sys.mount("tmpfs", at, "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"),
+      ...steps,
+      ...layerSteps(s, plan),
+      ...(cservice ? helperSteps(`${at}/cservice`) : []),
+      sys.chdir(root),
+      sys.pivotRoot(".", "."),
+      ...mountPoints(s, plan),
+      ...ownFileSystems(plan),
+      ...configuredMounts(s, plan),
+      ...(cservice
+        ? [
+            inside(CSERVICE, 0, LINKED),
+            sys.moveMount(SERVICE, TARGET, ""),
+            sys.close(TARGET),
+            sys.close(SERVICE),
+          ]
+        : []),
+      ...(plan.executable
+        ? [inside(EXECUTABLE, 0, LINKED), sys.moveMount(plan.executable.n, TARGET, ""), sys.close(TARGET)]
+        : []),
+      sys.fchdir(OLD),
+      sys.umount2(".", sys.MNT_DETACH),
+      sys.close(OLD),
+      sys.chdir("/"),
+      ...plan.volumes.flatMap(({ slots }) => (slots ?? []).map((slot) => sys.close(slot.n))),
+    ];
+  },
+};
+
+let helperBytes: Uint8Array | undefined;
+const helper = (): Uint8Array => {
+  helperBytes ??= readFileSync(cserviceBytes);
+  return helperBytes;
+};
+
+/** Write the helper to the staging tmpfs and open it as a read-only mount of its own. */
+const helperSteps = (path: string, bytes = helper()): Op[] => [
+  sys.openat(sys.AT_FDCWD, path, sys.O_WRONLY | sys.O_CREAT | sys.O_EXCL, 0o755, DIR),
+  { call: "write", args: [DIR, { data: bytes, text: "cservice" }, bytes.length], want: bytes.length },
+  { call: "fchmod", args: [DIR, 0o755] },
+  sys.close(DIR),
+  sys.openTree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE, SERVICE),
+  sys.mountSetattr(SERVICE, sys.MOUNT_ATTR_RDONLY | NOSUID | NODEV),
+];

@@ -1,0 +1,86 @@
+// cgroup2 groups as directories (Documentation/admin-guide/cgroup-v2.rst): make, limit, freeze, kill, remove.
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { O_RDONLY, openat } from "./calls.ts";
+import { EBUSY, ENOENT, isErrno } from "./error.ts";
+import { Fd } from "./fd.ts";
+import { now } from "./now.ts";
+import { watch } from "./poll.ts";
+
+const EPOLLPRI = 2; // a change of cgroup.events
+
+/** Where cgroup2 is mounted and which group of it we are in: ["/sys/fs/cgroup", "/system.slice/cmld.service"]. */
+export function where(): { mount: string; own: string } {
+  const line = readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .find((l) => l.includes(" - cgroup2 "));
+  if (!line) throw new Error("cgroup2 is not mounted");
+  const own = readFileSync("/proc/self/cgroup", "utf8").match(/^0::(.*)$/m)?.[1] ?? "/";
+  return { mount: line.split(" ")[4]!, own };
+}
+
+/** Controllers that groups below `group` may use. */
+export const controllers = (group: string): string[] =>
+  readFileSync(join(group, "cgroup.controllers"), "utf8").split(/\s+/).filter(Boolean);
+
+/** Hand every available controller down to the groups below. */
+export function delegate(group: string): void {
+  for (const name of controllers(group)) writeFileSync(join(group, "cgroup.subtree_control"), `+${name}`);
+}
+
+export function make(group: string): void {
+  mkdirSync(group, { recursive: true, mode: 0o755 });
+}
+
+/** Wait until `cgroup.events` shows `key value`; false when `timeoutMs` is over first or the group is gone. */
+export async function settled(group: string, key: "populated" | "frozen", value: 0 | 1, timeoutMs: number) {
+  const holds = (): boolean => readFileSync(join(group, "cgroup.events"), "utf8").includes(`${key} ${value}`);
+  try {
+    using fd = new Fd(now(openat(-100, join(group, "cgroup.events"), O_RDONLY)));
+    if (holds()) return true;
+    return await new Promise<boolean>((resolve) => {
+      const done = (result: boolean) => {
+        w[Symbol.dispose]();
+        clearTimeout(timer);
+        resolve(result);
+      };
+      const w = watch(fd, EPOLLPRI, () => {
+        if (holds()) done(true);
+      });
+      const timer = setTimeout(() => done(false), timeoutMs);
+      if (holds()) done(true);
+    });
+  } catch (e) {
+    if (isErrno(e, ENOENT)) return false;
+    throw e;
+  }
+}
+
+/** Every process in the group and below ends (cgroup.kill, Linux 5.14). */
+export function kill(group: string): void {
+  try {
+    writeFileSync(join(group, "cgroup.kill"), "1");
+  } catch (e) {
+    if (!isErrno(e, ENOENT)) throw e;
+  }
+}
+
+function removeTree(group: string): void {
+  for (const entry of readdirSync(group, { withFileTypes: true }))
+    if (entry.isDirectory()) removeTree(join(group, entry.name));
+  rmdirSync(group);
+}
+
+/** Kill what is in it and remove it with all groups below. A group that is gone is no error. */
+export async function remove(group: string): Promise<void> {
+  const KILL_MS = 10_000; // a process in uninterruptible sleep may take its time
+  try {
+    removeTree(group);
+  } catch (e) {
+    if (isErrno(e, ENOENT)) return;
+    if (!isErrno(e, EBUSY)) throw e;
+    kill(group);
+    await settled(group, "populated", 0, KILL_MS);
+    removeTree(group);
+  }
+}
