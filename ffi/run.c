@@ -72,9 +72,14 @@ long call(const struct op *o)
 
 /* Returns the child's pid, or -errno; *pidfd receives a pidfd. All signals are
  * blocked from before the clone; the parent's mask comes back here, the
- * child's first op must set its own. */
+ * child's first op must set its own.
+ *
+ * pidns >= 0: a pidfd, the child is born in that process' pid namespace; home
+ * is a pidfd of ourselves. A process enters a pid namespace only by birth, and
+ * which one is a property of the thread that clones: it is changed and changed
+ * back here, where no other code of this thread runs in between. */
 long run(const struct op *ops, uint32_t count, uint64_t flags, int32_t cgroup, int32_t report, int32_t *pidfd,
-	 int32_t exit_signal)
+	 int32_t exit_signal, int32_t pidns, int32_t home)
 {
 	uint64_t all = ~0ull, old = 0;
 	struct clone_args c = { .flags = flags | CLONE_PIDFD, .pidfd = (uint64_t)pidfd, .exit_signal = exit_signal };
@@ -84,9 +89,15 @@ long run(const struct op *ops, uint32_t count, uint64_t flags, int32_t cgroup, i
 		c.cgroup = cgroup;
 	}
 	SYS(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (uint64_t)&all, (uint64_t)&old, 8);
-	long pid = SYS(SYS_clone3, (uint64_t)&c, sizeof c);
-	if (pid == 0)
-		child(ops, count, report);
+	long pid = pidns < 0 ? 0 : SYS(SYS_setns, pidns, CLONE_NEWPID);
+	if (pid == 0) {
+		pid = SYS(SYS_clone3, (uint64_t)&c, sizeof c);
+		if (pid == 0)
+			child(ops, count, report);
+	}
+	if (pidns >= 0 && SYS(SYS_setns, home, CLONE_NEWPID) < 0)
+		for (;;) /* or every later child would be a container's */
+			SYS(SYS_exit_group, 127);
 	SYS(SYS_rt_sigprocmask, 2, (uint64_t)&old, 0, 8);
 	return pid;
 }

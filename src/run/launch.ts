@@ -1,6 +1,6 @@
 // Start a program in a child and say, by name, which call failed if one did.
 import { run } from "../../ffi/run.ts";
-import { CLONE_FILES, CLONE_VFORK, CLONE_VM, close, read, resetSignals } from "../sys/calls.ts";
+import { CLONE_FILES, CLONE_VFORK, CLONE_VM, close, pidfdOpen, read, resetSignals } from "../sys/calls.ts";
 import { encode } from "../sys/encode.ts";
 import { SysError } from "../sys/error.ts";
 import { Fd, pipe } from "../sys/fd.ts";
@@ -11,6 +11,10 @@ import { readable } from "../sys/poll.ts";
 
 const SIGCHLD = 17; // asm-generic/signal.h
 const [P_PIDFD, WEXITED, WNOHANG, WALL] = [3, 4, 1, 0x40000000]; // linux/wait.h
+
+const NONE = -1; // no descriptor
+/** A pidfd of this process, made when it is first needed. */
+let self: Fd | undefined;
 
 export interface Child {
   readonly pid: number;
@@ -33,16 +37,33 @@ export interface Ended {
   readonly signal?: number;
 }
 
-/** Clone a child that does `ops` (resetting signals first), straight into the cgroup open as `cgroup`. */
-export function launch(ops: readonly Op[], flags = 0n, cgroup = -1): Child {
-  const all = [...resetSignals(), ...ops];
+/** What a child does; a function, if it must know the one descriptor that has to stay open until its execve. */
+export type Program = readonly Op[] | ((report: number) => readonly Op[]);
+
+/** Clone a child that does `ops` (resetting signals first), straight into the cgroup open as `cgroup`, and into the
+ * pid namespace of the process behind `pidns`. */
+export function launch(ops: Program, flags = 0n, cgroup = -1, pidns?: Fd): Child {
   const report = pipe();
   using _ours = report.write; // ours closes here, the child's at execve
   using failed = new DisposableStack();
   failed.use(report.read);
+  const all = [...resetSignals(), ...(typeof ops === "function" ? ops(report.write.n) : ops)];
   const code = encode(all);
   const pidfd = mem(4);
-  const pid = Number(run.run(code, all.length, flags, cgroup, report.write.n, pidfd, SIGCHLD));
+  if (pidns) self ??= new Fd(now(pidfdOpen(process.pid)));
+  const pid = Number(
+    run.run(
+      code,
+      all.length,
+      flags,
+      cgroup,
+      report.write.n,
+      pidfd,
+      SIGCHLD,
+      pidns?.n ?? NONE,
+      self?.n ?? NONE,
+    ),
+  );
   if (pid < 0) throw new SysError(-pid, "clone3()");
   failed.move(); // from here on started() closes it
 
@@ -77,7 +98,9 @@ export function elsewhere(ops: readonly Op[]): void {
   using write = report.write;
   const code = encode(all);
   const pidfd = mem(4);
-  const pid = Number(run.run(code, all.length, CLONE_VM | CLONE_VFORK | CLONE_FILES, -1, write.n, pidfd, 0)); // no exit signal: no other wait() sees it
+  const pid = Number(
+    run.run(code, all.length, CLONE_VM | CLONE_VFORK | CLONE_FILES, -1, write.n, pidfd, 0, NONE, NONE),
+  ); // no exit signal: no other wait() sees it
   if (pid < 0) throw new SysError(-pid, "clone3()");
   using child = new Fd(new DataView(pidfd.buffer).getInt32(0, true));
   const ended = reap(child);
