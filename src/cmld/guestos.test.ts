@@ -1,0 +1,197 @@
+import { afterAll, expect, test } from "bun:test";
+import { createHash } from "node:crypto";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { chain } from "../sys/error.ts";
+import { readContainer, readDevice } from "./config.ts";
+import { GuestOses, hashFile, titleOf } from "./guestos.ts";
+
+const top = mkdtempSync(join(tmpdir(), "guestos-test-"));
+afterAll(() => rmSync(top, { recursive: true }));
+const device = readDevice(Buffer.from("hostedmode: true signed_configs: false")).config;
+
+const image = Buffer.alloc(300_000, "image");
+const digest = (algorithm: string, bytes = image) => createHash(algorithm).update(bytes).digest("hex");
+const conf = (version: number, more = `image_sha2_256: "${digest("sha256")}"`, name = "debian") =>
+  Buffer.from(`name: "${name}" hardware: "x86" version: ${version} description { en: "x" }
+mounts { image_file: "root" mount_point: "/" fs_type: "erofs" mount_type: SHARED_RW image_size: ${image.length} ${more} }`);
+
+let count = 0;
+async function fresh(used: Record<string, string[]> = {}, settings = device) {
+  const folder = join(top, String(count++));
+  mkdirSync(folder);
+  const lines: string[] = [];
+  const users = (name: string, version?: number) =>
+    Object.entries(used).flatMap(([title, names]) =>
+      version === undefined
+        ? title.startsWith(`${name}-`)
+          ? names
+          : []
+        : title === `${name}-${version}`
+          ? names
+          : [],
+    );
+  const make = async () => {
+    const store = new GuestOses({ folder, device: settings, log: (l) => lines.push(l), users });
+    await store.load();
+    return store;
+  };
+  const place = (version: number, bytes = image) => {
+    mkdirSync(join(folder, `debian-${version}`), { recursive: true });
+    writeFileSync(join(folder, `debian-${version}/root.img`), bytes);
+  };
+  return { folder, lines, store: await make(), make, place, used };
+}
+const install = async (store: GuestOses, source: Uint8Array) => (await store.push(source)).finished;
+const container = (more: string, settings = device) =>
+  readContainer(Buffer.from(`name: "web" guest_os: "debian" ${more}`), {
+    device: settings,
+    provisioned: false,
+    loaded: false,
+  }).config;
+
+test("images in place: installed, listed, loaded again byte for byte", async () => {
+  const { folder, store, make, place } = await fresh();
+  place(1);
+  const { os, finished } = await store.push(conf(1));
+  expect(await store.push(conf(1)).catch(chain)).toBe("debian is being installed or removed");
+  await finished;
+  expect(titleOf(os)).toBe("debian-1");
+  expect(os.trust).toBe(3);
+  expect(readFileSync(join(folder, "debian-1.conf"))).toEqual(conf(1));
+  expect(await store.wrong(os)).toBeUndefined();
+  await install(store, conf(1)); // the same again
+  const again = await make();
+  expect(again.all().map(titleOf)).toEqual(["debian-1"]);
+  expect(await again.missing(again.all()[0]!)).toBeUndefined();
+});
+
+test("an image that is missing or wrong: refused, and nothing of the push is left", async () => {
+  const { folder, store, place } = await fresh();
+  const failed = () => install(store, conf(1)).catch(chain);
+  expect(await failed()).toBe("install debian-1: root.img is missing, and there is no update_base_url");
+  expect(readdirSync(folder)).toEqual([]);
+  place(1, Buffer.from("short"));
+  expect(await failed()).toBe(
+    "install debian-1: root.img has 5 bytes, not 300000, and there is no update_base_url",
+  );
+  place(1, Buffer.alloc(image.length));
+  expect(await failed()).toContain("install debian-1: root.img has sha256 ");
+  expect(readdirSync(folder)).toEqual(["debian-1"]);
+  place(1);
+  await install(store, conf(1));
+  expect(store.all().length).toBe(1);
+});
+
+test("sha1 where there is nothing else, never nothing at all", async () => {
+  const { store, place } = await fresh();
+  place(1);
+  place(2);
+  await install(store, conf(1, `image_sha1: "${digest("sha1").toUpperCase()}"`));
+  expect(await install(store, conf(2, "")).catch(chain)).toContain(
+    "root.img has no hash in the configuration",
+  );
+});
+
+test("images are fetched from file:///, whole or not at all", async () => {
+  const { folder, store } = await fresh();
+  const base = join(top, "mirror");
+  const from = join(base, `operatingsystems/${process.arch === "arm64" ? "arm" : "x86"}/debian-1`);
+  mkdirSync(from, { recursive: true });
+  const source = (url = `file://${base}`) =>
+    Buffer.concat([conf(1), Buffer.from(`\nupdate_base_url: "${url}"`)]);
+  expect(await install(store, source()).catch(chain)).toContain("install debian-1: ENOENT");
+  writeFileSync(join(from, "root.img"), Buffer.alloc(image.length));
+  expect(await install(store, source()).catch(chain)).toContain("has sha256");
+  expect(readdirSync(folder)).toEqual([]);
+  writeFileSync(join(from, "root.img"), image);
+  await install(store, source());
+  expect(await hashFile(join(folder, "debian-1/root.img"), "sha256")).toBe(digest("sha256"));
+  expect(readdirSync(join(folder, "debian-1"))).toEqual(["root.img"]);
+  const other = Buffer.from(
+    conf(1, undefined, "other").toString() + '\nupdate_base_url: "http://example.org"',
+  );
+  expect(await install(store, other).catch(chain)).toContain("only file:///… can be fetched yet");
+});
+
+test("a version that is too large for the disk is refused before anything is written", async () => {
+  const { folder, store } = await fresh();
+  const huge = Buffer.from(
+    conf(1)
+      .toString()
+      .replace(String(image.length), String(2 ** 44)),
+  );
+  expect(await store.push(huge).catch(chain)).toContain("debian-1 needs 16777216 MiB");
+  expect(readdirSync(folder)).toEqual([]);
+});
+
+test("select(): the newest complete version, not older than wanted; exactly the wanted one where signed", async () => {
+  const { store, place } = await fresh();
+  expect(await store.select(container("")).catch(chain)).toBe("guest_os debian is not installed");
+  for (const v of [1, 3]) {
+    place(v);
+    await install(store, conf(v));
+  }
+  expect(await install(store, conf(2)).catch(chain)).toBe(
+    "debian-2 is older than debian-3, which is installed",
+  );
+  expect(titleOf(await store.select(container("")))).toBe("debian-3");
+  expect(titleOf(await store.select(container("guestos_version: 3")))).toBe("debian-3");
+  expect(await store.select(container("guestos_version: 4")).catch(chain)).toBe(
+    "guest_os debian: version 4 is wanted, 3 is the newest complete one",
+  );
+});
+
+test("load(): one bad configuration costs one GuestOS; an incomplete one is listed, not chosen", async () => {
+  const { folder, make, place, lines } = await fresh();
+  place(1);
+  place(5, Buffer.from("x"));
+  mkdirSync(join(folder, "odd-1"));
+  symlinkSync(join(folder, "debian-1"), join(folder, "debian-9"));
+  writeFileSync(join(folder, "debian-1.conf"), conf(1));
+  writeFileSync(join(folder, "debian-5.conf"), conf(5));
+  writeFileSync(join(folder, "debian-7.conf"), conf(7));
+  writeFileSync(join(folder, "debian-9.conf"), conf(9));
+  writeFileSync(join(folder, "odd-1.conf"), conf(1));
+  const store = await make();
+  expect(store.all().map(titleOf)).toEqual(["debian-1", "debian-5"]);
+  expect(lines.length).toBe(3);
+  expect(titleOf(await store.select(container("")))).toBe("debian-1");
+  expect(await store.missing(store.find("debian", 5)!)).toBe("root.img has 1 bytes, not 300000");
+});
+
+test("remove() takes all versions, unless somebody uses one; purge() the old ones that nobody uses", async () => {
+  const { folder, store, place, used, lines } = await fresh({ "debian-2": ["web", "db"] });
+  for (const v of [1, 2, 3]) {
+    place(v);
+    await install(store, conf(v));
+  }
+  expect(await store.remove("debian").catch(chain)).toBe("guest_os debian is used by web, db");
+  await store.purge();
+  expect(store.all().map(titleOf)).toEqual(["debian-2", "debian-3"]);
+  expect(lines).toEqual(["debian-1: removed, debian-3 is newer and nobody uses it"]);
+  expect(existsSync(join(folder, "debian-1"))).toBeFalse();
+  delete used["debian-2"];
+  await store.remove("debian");
+  expect(readdirSync(folder)).toEqual([]);
+  expect(await store.remove("debian").catch(chain)).toBe("guest_os debian is not installed");
+});
+
+test("core0's own is not removed, and unsigned ones only where device.conf says so", async () => {
+  const core = await fresh({}, readDevice(Buffer.from('c0os: "debian" signed_configs: false')).config);
+  core.place(1);
+  await install(core.store, conf(1));
+  expect(await core.store.remove("debian").catch(chain)).toBe("guest_os debian is core0's");
+  const strict = await fresh({}, readDevice(Buffer.from("")).config);
+  expect(await strict.store.push(conf(1)).catch(chain)).toContain("only with signed_configs: false");
+});
