@@ -81,9 +81,17 @@ check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## f
 	node_modules/.bin/tsc
 	$(BUN) test test/style.test.ts
 
+.PHONY: test
+test: check $(OUT)/cml ## everything above and below, at counts that fit CI (35 minutes)
+	$(BUN) test/run.ts unit host machine
+
 .PHONY: test-unit
 test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## pure functions, printed programs, codecs
-	$(BUN) test src ffi proto initramfs
+	$(BUN) test/run.ts unit
+
+.PHONY: test-host
+test-host: $(OUT)/cml ## real namespaces, mounts, cgroups and sockets on this machine (root)
+	$(BUN) test/run.ts host
 
 .PHONY: clean
 clean: ## remove everything that was built (not node_modules)

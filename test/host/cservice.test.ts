@@ -38,7 +38,7 @@ async function until<T>(look: () => T | undefined | false): Promise<T> {
   for (;;) {
     const got = look();
     if (got !== undefined && got !== false) return got;
-    await Bun.sleep(5);
+    await Bun.sleep(5); // the kernel tells nobody when this becomes true
   }
 }
 
