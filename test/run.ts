@@ -48,3 +48,5 @@ if (names.length === 0 || unknown.length > 0) {
 for (const name of names) await group(name);
 console.log(`\n${passed} passed, ${failed} failed`);
 process.exit(failed === 0 ? 0 : 1);
+
+export {};
