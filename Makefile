@@ -93,6 +93,10 @@ test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice 
 test-host: $(OUT)/cml ## real namespaces, mounts, cgroups and sockets on this machine (root)
 	$(BUN) test/run.ts host
 
+.PHONY: soak-fuzz
+soak-fuzz: node_modules/.ready proto/gen/proto.js $(OUT)/run.so ## 60 s of broken bytes for each parser, fixed seed
+	CML_SOAK=1 $(BUN) test fuzz
+
 .PHONY: clean
 clean: ## remove everything that was built (not node_modules)
 	rm -rf $(OUT) proto/gen

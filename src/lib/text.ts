@@ -36,7 +36,7 @@ export class BadText extends Error {
 const BLANK = /(?:[ \t\r\n\f\v]+|#[^\n]*)*/y;
 const WORD = /[A-Za-z_][A-Za-z0-9_]*/y;
 const NUMBER = /-?[ \t]*[0-9][A-Za-z0-9_.+]*/y;
-const STRING_PART = /[^"'\\]+/y;
+const STRING_PART: Record<string, RegExp> = { '"': /[^"\\]+/y, "'": /[^'\\]+/y };
 const ESCAPE = /\\(?:[0-7]{1,3}|[xX][0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[abfnrtv?\\'"])/y;
 const TRUE = new Set(["true", "True", "t", "1"]);
 const FALSE = new Set(["false", "False", "f", "0"]);
@@ -220,10 +220,7 @@ class Parser {
             this.#match(ESCAPE) ??
             this.fail(this.#at, where, `${quote(this.source.slice(this.#at, this.#at + 2))} is no escape`);
           parts.push(this.#unescape(escaped, where));
-        } else if (here === '"' || here === "'") {
-          parts.push(Buffer.from(here));
-          this.#at++;
-        } else parts.push(Buffer.from(this.#match(STRING_PART)!));
+        } else parts.push(Buffer.from(this.#match(STRING_PART[quoted]!)!));
       }
       this.#at++;
       quoted = this.#peek();

@@ -1,0 +1,246 @@
+// Bytes from outside, as nobody would send them: whatever comes, framing, codecs, text format and configurations
+// answer with a value or with one of their own errors in one line; quickly, and without holding much.
+//
+// The seed is fixed, so that every run tries the same. Inputs are recorded ones, broken at random.
+
+import { expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import * as proto from "../../proto/gen/proto.js";
+import { counts } from "../../test/counts.ts";
+import { FRAME_MAX_GUEST, frame, Unframer } from "../lib/frame.ts";
+import { BadMessage, type MessageClass } from "../lib/protobuf.ts";
+import { BadText, parse, print } from "../lib/text.ts";
+import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
+
+const SEED = 20_261_121;
+/** One input may take so long, and a whole target hold so much more than before. */
+const INPUT_MS = 1000;
+const HELD_MAX = 256 * 2 ** 20;
+
+const golden = new URL("../../test/data/golden/", import.meta.url).pathname;
+const classes = proto as unknown as Record<string, MessageClass>;
+
+/** mulberry32, a public-domain generator of 32-bit numbers. */
+class Chance {
+  #state: number;
+  constructor(seed: number) {
+    this.#state = seed;
+  }
+  below(n: number): number {
+    this.#state = (this.#state + 0x6d2b79f5) | 0;
+    let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * n);
+  }
+  of<T>(list: readonly T[]): T {
+    return list[this.below(list.length)]!;
+  }
+  bytes(n: number): Buffer {
+    return Buffer.from(Array.from({ length: n }, () => this.below(256)));
+  }
+}
+
+/** A few random wounds: bits, cuts, repetitions, pieces of other inputs and words that mean something. */
+function broken(chance: Chance, seeds: readonly Buffer[], words: readonly Buffer[]): Buffer {
+  let bytes = Buffer.from(chance.of(seeds));
+  for (let wounds = 1 + chance.below(4); wounds > 0; wounds--) {
+    const at = chance.below(bytes.length + 1);
+    const until = Math.min(bytes.length, at + chance.below(chance.below(8) === 0 ? 4096 : 16));
+    const [before, piece, after] = [bytes.subarray(0, at), bytes.subarray(at, until), bytes.subarray(until)];
+    const replacement = [
+      () => Buffer.alloc(0),
+      () => Buffer.concat([piece, piece]),
+      () => chance.bytes(chance.below(12)),
+      () => Buffer.from(piece.map((b) => b ^ (1 << chance.below(8)))),
+      () => chance.of(words),
+      () => Buffer.concat(Array.from({ length: chance.below(200) }, () => chance.of(words))),
+      () => {
+        const other = chance.of(seeds);
+        const start = chance.below(other.length + 1);
+        return other.subarray(start, start + chance.below(64));
+      },
+    ];
+    bytes = Buffer.concat([before, chance.of(replacement)(), after]);
+  }
+  return bytes;
+}
+
+const OURS = [BadMessage, BadText, BadConfig];
+
+/** Run a target on its inputs; says how many were accepted. */
+function fuzz(name: string, input: (chance: Chance) => Buffer, target: (bytes: Buffer) => void): void {
+  test(
+    name,
+    () => {
+      const chance = new Chance(SEED);
+      const until = performance.now() + counts.fuzzSeconds * 1000;
+      Bun.gc(true);
+      const held = process.memoryUsage().rss;
+      let [tried, accepted] = [0, 0];
+      while (tried < counts.fuzzInputs || performance.now() < until) {
+        const bytes = input(chance);
+        const began = performance.now();
+        try {
+          target(bytes);
+          accepted++;
+        } catch (e) {
+          const known =
+            OURS.some((c) => e instanceof c) ||
+            (e instanceof RangeError && e.message.startsWith("frame of "));
+          if (!known || /[\x00-\x1f]/.test((e as Error).message) || (e as Error).message.length > 1000)
+            throw new Error(`input ${tried} (base64 ${bytes.toString("base64").slice(0, 4000)})`, {
+              cause: e,
+            });
+        }
+        if (performance.now() - began > INPUT_MS)
+          throw new Error(`input ${tried} took ${performance.now() - began} ms`);
+        tried++;
+      }
+      expect(process.memoryUsage().rss - held).toBeLessThan(HELD_MAX);
+      expect(accepted).toBeGreaterThan(tried / 100); // else only the first check was tried
+      expect(accepted).toBeLessThan(tried);
+    },
+    120_000 + counts.fuzzSeconds * 1000,
+  );
+}
+
+// --- the wire ------------------------------------------------------------------------
+
+const records = readFileSync(`${golden}messages.jsonl`, "utf8")
+  .trimEnd()
+  .split("\n")
+  .map((line) => JSON.parse(line) as { type: string; stream?: string; message?: string; text: string[] });
+const streams = records.flatMap((r) => (r.stream ? [Buffer.from(r.stream, "base64")] : []));
+const messages = streams.flatMap((s) => [...new Unframer().push(s)].map((m) => Buffer.from(m)));
+const wire = [
+  "ffffffffffffffffff01",
+  "80808080",
+  "ff",
+  "00",
+  "08",
+  "5200",
+  "0b",
+  "0c",
+  "a306",
+  "0d00000000",
+  "7a05",
+  "ffffffff0f",
+].map((h) => Buffer.from(h, "hex"));
+
+let cut = new Chance(SEED);
+fuzz(
+  "frames",
+  (chance) => {
+    cut = chance;
+    return broken(chance, streams, [
+      ...wire,
+      frame(Buffer.alloc(0)) as Buffer,
+      Buffer.from("00100001", "hex"),
+    ]);
+  },
+  (bytes) => {
+    const unframer = new Unframer(FRAME_MAX_GUEST);
+    let [at, total] = [0, 0];
+    while (at < bytes.length) {
+      const end = at + 1 + cut.below(64);
+      for (const m of unframer.push(bytes.subarray(at, end))) total += 4 + m.length;
+      if (unframer.held > Math.max(8192, 2 * bytes.length))
+        throw new Error(`holds ${unframer.held} of ${bytes.length}`);
+      at = end;
+    }
+    if (total > bytes.length) throw new Error("more came out than went in");
+  },
+);
+
+fuzz(
+  "messages",
+  (chance) => broken(chance, messages, wire),
+  (bytes) => {
+    let failure: unknown;
+    let good = 0;
+    for (const name of ["ControllerToDaemon", "DaemonToController", "TokenToDaemon", "StoreRequest"]) {
+      const type = classes[name]!;
+      try {
+        const m = type.decode(bytes);
+        const again = type.encode(m);
+        if (!Buffer.from(type.encode(type.decode(again))).equals(again))
+          throw new Error(`${name}: not the same again`);
+        print(type, m);
+        JSON.stringify(type.plain(m));
+        good++;
+      } catch (e) {
+        if (!(e instanceof BadMessage)) throw e;
+        failure = e;
+      }
+    }
+    if (good === 0) throw failure;
+  },
+);
+
+// --- text ----------------------------------------------------------------------------
+
+const files = ["state/containers", "state/operatingsystems", "input"].flatMap((folder) =>
+  readdirSync(golden + folder)
+    .filter((f) => f.endsWith(".conf"))
+    .map((f) => readFileSync(`${golden}${folder}/${f}`)),
+);
+const device = Buffer.from(
+  'hostedmode: true\nsigned_configs: false\nhost_dns: "9.9.9.9"\ntpm_enabled: false\naudit_size: 10\n',
+);
+const schemas = [proto.ContainerConfig, proto.GuestOSConfig, proto.DeviceConfig].map((c) => c.schema);
+const words = [
+  ...schemas.flatMap((s) => s.fields.flatMap((f) => [`${f.name}: `, `${f.name} { `, `${f.name}: [`])),
+  ..."{ } < > [ ] , ; : # ' \" \\ \\x \\303 \\u00e4 \\777 \n \r\n 0x 0xff -1 1e9 01 18446744073709551615 99999999999999999999999 true false KVM USB".split(
+    " ",
+  ),
+  "\0",
+  "\u00e4",
+  "\u009b",
+  "..",
+  "/",
+].map((w) => Buffer.from(w));
+
+fuzz(
+  "text",
+  (chance) => broken(chance, [...files, device], words),
+  (bytes) => {
+    let failure: unknown;
+    for (const type of [
+      proto.ContainerConfig,
+      proto.GuestOSConfig,
+      proto.DeviceConfig,
+    ] as unknown as MessageClass[])
+      try {
+        const printed = print(type, parse<object>(type, bytes));
+        if (print(type, parse<object>(type, printed)) !== printed) throw new Error("not the same again");
+        return;
+      } catch (e) {
+        if (!(e instanceof BadText)) throw e;
+        failure = e;
+      }
+    throw failure;
+  },
+);
+
+const rules = { device: checkDevice(proto.DeviceConfig.create()), provisioned: false };
+fuzz(
+  "configurations",
+  (chance) => broken(chance, [...files, device], words),
+  (bytes) => {
+    let failure: unknown;
+    for (const read of [
+      (b: Buffer) => readContainer(b, { ...rules, loaded: true }),
+      (b: Buffer) => readContainer(b, { ...rules, loaded: false }),
+      readGuestOs,
+      readDevice,
+    ])
+      try {
+        read(bytes);
+        return;
+      } catch (e) {
+        if (!OURS.some((c) => e instanceof c)) throw e;
+        failure = e;
+      }
+    throw failure;
+  },
+);
