@@ -11,6 +11,7 @@ const RESERVED = 96 * 1024 * 1024;
 export interface Places {
   readonly base: string;
   readonly run: string;
+  readonly logs: string;
   readonly device: DeviceConfig;
   readonly router: Host["router"];
   warn(line: string): void;
@@ -45,6 +46,7 @@ export function openHost(places: Places): Host {
     device: places.device,
     base: places.base,
     run: places.run,
+    logs: places.logs,
     cgroup: containers,
     controllers: usable,
     router: places.router,

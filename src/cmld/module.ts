@@ -14,6 +14,8 @@ export interface Host {
   readonly device: DeviceConfig;
   /** "/data/cml", or "/var/lib/cml" hosted: operatingsystems/, containers/, keys/, … beneath. */
   readonly base: string;
+  /** "/data/logs", or "/var/log/cml" hosted. */
+  readonly logs: string;
   /** Volatile state: ledgers, sockets. "/run/cml". */
   readonly run: string;
   /** Where cgroup2 is mounted, joined with our own delegated group: the parent of every container's group. */

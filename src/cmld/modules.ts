@@ -1,6 +1,7 @@
 // The modules of a container, in the order of their hooks, and why this order.
 import type { Module } from "./module.ts";
 import { cgroups } from "./modules/cgroups.ts";
+import { console } from "./modules/console.ts";
 import { hostname } from "./modules/hostname.ts";
 import { time } from "./modules/time.ts";
 import { users } from "./modules/users.ts";
@@ -10,6 +11,7 @@ export const modules: readonly Module[] = [
   users, // first: every later attach() may need the ids mapped, every later child() root
   cgroups, // the group exists before the clone, which goes straight into it
   hostname,
+  console,
   volumes, // pivots: from here on paths are the container's
   time, // needs /proc of the container
 ];

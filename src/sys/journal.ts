@@ -79,6 +79,12 @@ class Console {
     if (!this.#watch) this.#flush();
   }
 
+  /** What waits is lost. */
+  close(): void {
+    this.#watch?.[Symbol.dispose]();
+    this.#fd.close();
+  }
+
   #send(bytes: Uint8Array): number {
     return attempt(
       this.#isSocket
@@ -160,6 +166,11 @@ class File {
     }
   }
 
+  close(): void {
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#fd = -1;
+  }
+
   #prune(current: string): void {
     const old = logFiles(this.directory, this.name).filter((f) => f !== current);
     for (const f of old.slice(0, Math.max(0, old.length - (this.limits.files - 1))))
@@ -194,8 +205,8 @@ export interface Options {
 }
 
 /** Throws if the directory cannot be written to. */
-export class Journal implements Log {
-  readonly #sinks: { put(text: string, now: Date): void }[] = [];
+export class Journal implements Log, Disposable {
+  readonly #sinks: { put(text: string, now: Date): void; close(): void }[] = [];
   readonly #debug: boolean;
   readonly #listeners = new Set<(text: string) => void>();
 
@@ -217,6 +228,10 @@ export class Journal implements Log {
   follow(tell: (text: string) => void): Disposable {
     this.#listeners.add(tell);
     return { [Symbol.dispose]: () => void this.#listeners.delete(tell) };
+  }
+
+  [Symbol.dispose](): void {
+    for (const sink of this.#sinks.splice(0)) sink.close();
   }
 
   error(message: string): void {
