@@ -73,6 +73,19 @@ $(OUT)/cml: $(SOURCES) $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
 $(OUT)/aarch64/cml: $(SOURCES) $(OUT)/aarch64/run.so $(OUT)/aarch64/cservice $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
 	$(BUN) initramfs/cross.ts aarch64 $@ $(BUILD_FLAGS)
 
+# --- guests ------------------------------------------------------------------
+
+GUESTS := core0 debian busybox classic
+.PHONY: guests
+guests: $(GUESTS:%=$(OUT)/guests/%-1.conf) ## build the guests core0, debian, busybox and classic in out/guests/
+
+define GUEST
+$(OUT)/guests/$(1)-1.conf: initramfs/guests.ts initramfs/packages.ts src/guestos/image.ts src/lib/text.ts \
+		$$(shell find initramfs/files/$(1) -type f 2>/dev/null) | proto/gen/proto.js $(OUT)/tools.ready
+	$(BUN) initramfs/guests.ts $(1)
+endef
+$(foreach g,$(GUESTS),$(eval $(call GUEST,$(g))))
+
 # --- checks and tests --------------------------------------------------------
 
 .PHONY: check
