@@ -243,9 +243,12 @@ export class Container implements ContainerLife {
       const s = this.#begin(setup, ledger, os, kept);
       const live = await this.#launch(s, ledger, kept);
       this.#live = live;
-      this.#watch(live);
       this.#note();
-      for (const m of around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+      try {
+        for (const m of around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+      } finally {
+        this.#watch(live); // only now: its end releases what the hooks have acquired
+      }
     } catch (cause) {
       // What failed after execve ends the container; its end releases everything.
       if (this.#live) await this.kill();
@@ -335,8 +338,11 @@ export class Container implements ContainerLife {
     };
     this.#live = live;
     this.#state = running.state as State;
-    this.#watch(live);
-    for (const m of this.around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+    try {
+      for (const m of this.around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+    } finally {
+      this.#watch(live);
+    }
     this.around.log(`${this.#config.name}: adopted, pid ${running.pid}, ${this.#state}`);
     return true;
   }

@@ -3,6 +3,7 @@ import type { Module } from "./module.ts";
 import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
 import { hostname } from "./modules/hostname.ts";
+import { service } from "./modules/service.ts";
 import { time } from "./modules/time.ts";
 import { users } from "./modules/users.ts";
 import { volumes } from "./modules/volumes.ts";
@@ -13,5 +14,6 @@ export const modules: readonly Module[] = [
   hostname,
   console,
   volumes, // pivots: from here on paths are the container's
+  service, // binds in the container's /run
   time, // needs /proc of the container
 ];
