@@ -6,6 +6,8 @@
  *                            ends with PROGRAM's status when nothing is left to wait for
  *   cservice                 as pid 1: reaps until told to stop
  *   cservice                 as another pid: leaves a child to serve cmld, and exits once the name is set
+ *   cservice configure       as another pid: sets name and name server and exits, for an init that tells cmld itself
+ *                            that it has booted, and is told itself to stop (systemd)
  *
  * cmld is at SOCKET: frames of a 32-bit big-endian length and a protobuf message (proto/c_service.proto). When the
  * connection ends (cmld restarts) it is made again. Freestanding: no libc, one static file for any guest. */
@@ -538,6 +540,7 @@ static struct {
 	int pair;                /* to the process that waits for us, or -1 */
 	int for_init;            /* that process is pid 1, about to become init */
 	int self;                /* are we pid 1 for good */
+	int once;                /* exit when name and name server are set */
 	int stop_asked;          /* another init is to be told to stop */
 	int64_t stop_at;         /* ... looking at this time whether it listens, */
 	int64_t stop_until;      /* ... and told at this time in any case */
@@ -624,6 +627,8 @@ static void end_guest(void);
 static void setup_done(void)
 {
 	my.step = SET;
+	if (my.once)
+		quit(0);
 	if (my.pair >= 0) {
 		SYS(write, my.pair, "g", 1); /* its going on closes the pair: see the main loop */
 		return;
@@ -1021,6 +1026,10 @@ __attribute__((used, noreturn)) static void start(long *stack)
 	my.sock = my.pair = -1;
 	SYS(chdir, "/");
 	if (SYS(getpid) != 1) {
+		if (argc > 1 && same(argv[1], "configure")) {
+			my.once = 1;
+			serve(-1);
+		}
 		leave_a_child();
 		quit(0);
 	}

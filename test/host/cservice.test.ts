@@ -226,6 +226,20 @@ test("started by another init as an ordinary service, it configures, returns and
   await g.exited();
 }, 20_000);
 
+test("configure: name and name server, and no more than that", async () => {
+  const g = guest();
+  g.write("etc/inittab", "::wait:/sbin/cservice configure\n::wait:/bin/sh -c 'hostname >/tmp/seen'\n");
+  g.listen();
+  g.run("/sbin/init");
+  expect(await g.hears()).toBe(`${NAME_REQ}`);
+  g.send(name("web"));
+  expect(await g.hears()).toBe(`${DNS_REQ}`);
+  g.send(dns("10.0.0.1"));
+  await until(() => existsSync(`${g.root}/tmp/seen`) && g.read("tmp/seen") === "web\n");
+  expect(g.heard).toEqual([]);
+  expect(g.processes().filter(([, comm]) => comm === "cservice")).toEqual([]);
+});
+
 test("PROGRAM: its exit status is the guest's, and orphans are reaped meanwhile", async () => {
   const g = guest();
   g.write(
