@@ -22,9 +22,14 @@ interface Profile {
 /** The engine's profile as the OCI runtime specification wants it, for a container without added capabilities. */
 function ociProfile(arch: string): object {
   const profile = JSON.parse(readFileSync(PROFILE, "utf8")) as Profile;
-  const matches = (list: readonly string[] | undefined, value: (s: string) => boolean) => list?.some(value) ?? false;
+  const matches = (list: readonly string[] | undefined, value: (s: string) => boolean) =>
+    list?.some(value) ?? false;
   const syscalls = profile.syscalls
-    .filter((s) => (s.includes?.caps?.length ?? 0) === 0 && (!s.includes?.arches?.length || matches(s.includes.arches, (a) => a === arch)))
+    .filter(
+      (s) =>
+        (s.includes?.caps?.length ?? 0) === 0 &&
+        (!s.includes?.arches?.length || matches(s.includes.arches, (a) => a === arch)),
+    )
     .filter((s) => !matches(s.excludes?.arches, (a) => a === arch))
     .map(({ names, action, args, errnoRet }) => ({
       names,
@@ -32,7 +37,9 @@ function ociProfile(arch: string): object {
       ...(args?.length && { args }),
       ...(errnoRet !== undefined && action === "SCMP_ACT_ERRNO" && { errnoRet }),
     }));
-  const native = profile.archMap.find((a) => a.architecture.endsWith(arch === "amd64" ? "X86_64" : "AARCH64"));
+  const native = profile.archMap.find((a) =>
+    a.architecture.endsWith(arch === "amd64" ? "X86_64" : "AARCH64"),
+  );
   return {
     defaultAction: profile.defaultAction,
     architectures: native ? [native.architecture, ...native.subArchitectures] : [],
@@ -48,7 +55,12 @@ export function bundle(directory: string, rootfs: string, args: readonly string[
   mkdirSync(directory, { recursive: true });
   cpSync(rootfs, join(directory, "rootfs"), { recursive: true, verbatimSymlinks: true });
   const arch = process.arch === "x64" ? "amd64" : process.arch;
-  const mount = (destination: string, type: string, options: string[]) => ({ destination, type, source: type, options });
+  const mount = (destination: string, type: string, options: string[]) => ({
+    destination,
+    type,
+    source: type,
+    options,
+  });
   const hardened = ["nosuid", "noexec", "nodev"];
   const config = {
     ociVersion: "1.0.2",
@@ -59,7 +71,10 @@ export function bundle(directory: string, rootfs: string, args: readonly string[
       cwd: "/",
       noNewPrivileges: false,
       capabilities: Object.fromEntries(
-        ["bounding", "effective", "permitted"].map((set) => [set, ["CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"]]),
+        ["bounding", "effective", "permitted"].map((set) => [
+          set,
+          ["CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"],
+        ]),
       ),
     },
     root: { path: "rootfs", readonly: true },
@@ -90,7 +105,11 @@ export function bundle(directory: string, rootfs: string, args: readonly string[
 /** Milliseconds from spawning the runtime to its exit. */
 export function runPeer(runtime: string, directory: string, id: string): number {
   const began = Bun.nanoseconds();
-  const { exitCode, stderr } = Bun.spawnSync([runtime, "run", id], { cwd: directory, stdout: "ignore", stderr: "pipe" });
+  const { exitCode, stderr } = Bun.spawnSync([runtime, "run", id], {
+    cwd: directory,
+    stdout: "ignore",
+    stderr: "pipe",
+  });
   const took = (Bun.nanoseconds() - began) / 1e6;
   if (exitCode !== 0) throw new Error(`${runtime} run: exit status ${exitCode}: ${stderr.toString().trim()}`);
   return took;
