@@ -65,7 +65,17 @@ const CORE0_PACKAGES = [
 /** What the executable asks for, and what it loads by name while it runs. */
 const EXECUTABLE_NEEDS = ["ld-linux-x86-64.so.2", "libc.so.6", "libpthread.so.0", "libdl.so.2", "libm.so.6"];
 
-const DEBIAN_PACKAGES = ["systemd", "systemd-sysv", "dbus", "iproute2", "iputils-ping", "procps", "netbase"];
+/** usr-is-merged: true of a fresh tree, and without it Debian's usrmerge would bring the whole of perl. */
+const DEBIAN_PACKAGES = [
+  "usr-is-merged",
+  "systemd",
+  "systemd-sysv",
+  "dbus",
+  "iproute2",
+  "iputils-ping",
+  "procps",
+  "netbase",
+];
 
 interface Recipe {
   /** Fill `tree` and say where its files are from. */
@@ -134,6 +144,7 @@ const recipes: Record<string, Recipe> = {
           "mmdebstrap",
           "--quiet",
           "--variant=minbase",
+          "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
           `--include=${DEBIAN_PACKAGES.join(",")}`,
           "bookworm",
           tree,
