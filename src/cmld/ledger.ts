@@ -16,6 +16,7 @@ import { remove as removeGroup } from "../sys/cgroup.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, openProcess, SIGKILL } from "../sys/process.ts";
+import { type NetworkResource, networkReleases } from "./router.ts";
 
 /** Grows when an entry changes its meaning: an older cmld refuses a newer ledger with a sentence. */
 export const LEDGER_VERSION = 1;
@@ -23,6 +24,7 @@ export const LEDGER_VERSION = 1;
 /** How a thing outside our own descriptors is found again. Releasing what is not there is no error. */
 export type Resource =
   | { readonly kind: "cgroup"; readonly path: string }
+  | NetworkResource
   | { readonly kind: "process"; readonly pid: number; readonly startTime: number }
   | { readonly kind: "file"; readonly path: string };
 
@@ -31,6 +33,8 @@ export interface Owned {
   acquire<T>(resource: Resource, how: () => T): T;
   /** Something that ends with this process anyway (a descriptor): closed in reverse order. */
   use<T extends Disposable>(value: T): T;
+  /** Resources of one kind, in the order they were acquired: what a new cmld adopts. */
+  all<K extends Resource["kind"]>(kind: K): Extract<Resource, { kind: K }>[];
 }
 
 /** What a later cmld must know to adopt a running container. */
@@ -52,8 +56,9 @@ interface Head {
 
 type Line = { readonly head: Head } | { readonly own: Resource } | { readonly running: Running };
 
-/** How each kind is released; the network's kinds are added where they are defined. */
+/** How each kind is released. */
 const releases: { [K in Resource["kind"]]: (r: Extract<Resource, { kind: K }>) => void | Promise<void> } = {
+  ...networkReleases,
   cgroup: (r) => removeGroup(r.path),
   async process(r) {
     const pidfd = openProcess(r.pid, r.startTime);
@@ -145,7 +150,6 @@ export class Ledger implements Owned {
     this.#write({ running: r });
   }
 
-  /** Resources of one kind, in the order they were acquired. */
   all<K extends Resource["kind"]>(kind: K): Extract<Resource, { kind: K }>[] {
     return this.#owned.filter((r): r is Extract<Resource, { kind: K }> => "kind" in r && r.kind === kind);
   }

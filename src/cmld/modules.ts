@@ -3,6 +3,7 @@ import type { Module } from "./module.ts";
 import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
 import { hostname } from "./modules/hostname.ts";
+import { network } from "./modules/network.ts";
 import { service } from "./modules/service.ts";
 import { time } from "./modules/time.ts";
 import { users } from "./modules/users.ts";
@@ -12,6 +13,7 @@ export const modules: readonly Module[] = [
   users, // first: every later attach() may need the ids mapped, every later child() root
   cgroups, // the group exists before the clone, which goes straight into it
   hostname,
+  network, // before the container has a file tree: what fails here has mounted nothing
   console,
   volumes, // pivots: from here on paths are the container's
   service, // binds in the container's /run

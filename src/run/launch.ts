@@ -79,9 +79,9 @@ export function launch(ops: Program, flags = 0n, cgroup = -1, pidns?: Fd): Child
 }
 
 /** Collect an ended child by its pidfd; undefined while it runs. */
-export function reap(pidfd: Fd): Ended | undefined {
+export function reap(pidfd: Fd, flags = WNOHANG): Ended | undefined {
   const info = mem(128); // siginfo_t
-  now({ call: "waitid", args: [P_PIDFD, pidfd.n, info, WEXITED | WNOHANG | WALL, null] });
+  now({ call: "waitid", args: [P_PIDFD, pidfd.n, info, WEXITED | WALL | flags, null] });
   const view = new DataView(info.buffer);
   if (view.getInt32(16, true) === 0) return undefined; // si_pid
   const value = view.getInt32(24, true); // si_status
@@ -103,7 +103,7 @@ export function elsewhere(ops: readonly Op[]): void {
   ); // no exit signal: no other wait() sees it
   if (pid < 0) throw new SysError(-pid, "clone3()");
   using child = new Fd(new DataView(pidfd.buffer).getInt32(0, true));
-  const ended = reap(child);
+  const ended = reap(child, 0); // it gives our memory back a moment before it has ended
   if (ended?.status === 0) return;
   write.close();
   refused(all, result);

@@ -310,6 +310,15 @@ export const recvfrom = (
   from: Uint8Array | null = null,
   fromLength: Uint8Array | null = null,
 ): Op => ({ call: "recvfrom", args: [fd, into, into.length, flags, from, fromLength] });
+/** sockaddr_nl (netlink(7)): a port chosen by the kernel, and multicast groups as bits. */
+export const bindNetlink = (fd: At, groups: number): Op => ({
+  call: "bind",
+  args: [
+    fd,
+    { data: new Struct(12).u16(AF_NETLINK).skip(6).u32(groups).bytes, text: `{groups=${groups}}` },
+    12,
+  ],
+});
 export const listen = (fd: At, backlog: number): Op => ({ call: "listen", args: [fd, backlog] });
 export const accept4 = (fd: At, flags = SOCK_CLOEXEC | SOCK_NONBLOCK): Op => ({
   call: "accept4",

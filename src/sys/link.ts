@@ -18,6 +18,7 @@ import {
 
 // linux/rtnetlink.h
 const [RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK] = [16, 17, 18];
+const RTM_DELLINKPROP = 109;
 const [RTM_NEWADDR, RTM_GETADDR] = [20, 22];
 const RTM_NEWROUTE = 24;
 const [RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST] = [254, 3, 0, 1];
@@ -44,6 +45,8 @@ const IFLA_EXT_MASK = 29;
 const IFLA_LINK_NETNSID = 37;
 const IFLA_PROP_LIST = 52;
 const IFLA_ALT_IFNAME = 53;
+const IFLA_PERM_ADDRESS = 54;
+const IFLA_PARENT_DEV_NAME = 56;
 const [IFLA_INFO_KIND, IFLA_INFO_DATA] = [1, 2];
 const IFLA_INET6_ADDR_GEN_MODE = 8;
 const IN6_ADDR_GEN_MODE_NONE = 1;
@@ -106,6 +109,10 @@ export interface Link {
   readonly kind: string;
   readonly alias: string;
   readonly altnames: readonly string[];
+  /** The device it is the link of ("0000:00:03.0", "virtio0"), "" for a virtual link. Nobody can forge it. */
+  readonly parent: string;
+  /** The MAC that hardware came with, "" if it has none: it stays when somebody sets another. */
+  readonly permanentMac: string;
   readonly stats: {
     readonly rxBytes: number;
     readonly txBytes: number;
@@ -219,6 +226,16 @@ export const downLink = (which: Which): Message =>
 /** Only a link that is down can be renamed (before Linux 6.3). */
 export const renameLink = (index: number, name: string): Message =>
   linkMessage(RTM_NEWLINK, 0, index, undefined, [[IFLA_IFNAME, name]], `link set ${index} name ${name}`);
+
+export const deleteAltnames = (index: number, names: readonly string[]): Message =>
+  linkMessage(
+    RTM_DELLINKPROP,
+    0,
+    index,
+    undefined,
+    [[IFLA_PROP_LIST, names.map((name): Attribute => [IFLA_ALT_IFNAME, name])]],
+    `link property del dev ${index} altname ${names.join(" ")}`,
+  );
 
 export const setMac = (which: Which, mac: string): Message =>
   linkMessage(
@@ -362,6 +379,8 @@ export function linkOf(reply: Reply): Link {
     altnames: attributeList(a.get(IFLA_PROP_LIST) ?? new Uint8Array(0))
       .filter(([type]) => type === IFLA_ALT_IFNAME)
       .map(([, value]) => textOf(value)),
+    parent: textOf(a.get(IFLA_PARENT_DEV_NAME)),
+    permanentMac: macText(a.get(IFLA_PERM_ADDRESS)),
     stats: { rxPackets: counter(0), txPackets: counter(1), rxBytes: counter(2), txBytes: counter(3) },
   };
 }

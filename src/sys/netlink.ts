@@ -8,6 +8,7 @@ import { EAGAIN, EINTR, ENOBUFS, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { lasting, mem } from "./mem.ts";
 import { attempt, now } from "./now.ts";
+import type { Op } from "./op.ts";
 
 // linux/netlink.h
 export const NETLINK_ROUTE = 0;
@@ -166,6 +167,22 @@ const BUFFER = 64 << 10;
 const address = mem(12); // struct sockaddr_nl
 const addressLength = mem(4);
 
+interface How {
+  /** Index of the message whose answer ends the exchange; default: the last one's. */
+  readonly last?: number;
+  /** That message's flags; default NLM_F_ACK. */
+  readonly flags?: number;
+  readonly tolerate?: readonly number[];
+  /** A refusal of the first one is the end as well. */
+  readonly atomic?: boolean;
+}
+
+interface Answer {
+  readonly replies: Reply[];
+  readonly refusals: Error[];
+  readonly interrupted: boolean;
+}
+
 interface Received extends Reply {
   readonly flags: number;
   readonly sequence: number;
@@ -197,9 +214,7 @@ export class Netlink implements Disposable {
     const all: Reply[] = [];
     let first: Error | undefined;
     for (let i = 0; i < messages.length; i += BATCH_MAX) {
-      const part = messages.slice(i, i + BATCH_MAX);
-      // A refusal is reported without NLM_F_ACK too, and in order: asking for the last one's is enough.
-      const { replies, refusals } = this.#exchange(part, part.length - 1, NLM_F_ACK, tolerate);
+      const { replies, refusals } = this.#exchange(messages.slice(i, i + BATCH_MAX), { tolerate });
       all.push(...replies);
       first ??= refusals[0];
     }
@@ -207,10 +222,24 @@ export class Netlink implements Disposable {
     return all;
   }
 
+  /** do() in two parts, for a caller that has the send done by a child: what the kernel does takes the time of
+   * whoever sends. At most 64 messages. */
+  prepare(messages: readonly Message[], ...tolerate: number[]): { send: Op; finish(): Reply[] } {
+    const { send, collect } = this.#compose(messages, { tolerate });
+    return {
+      send,
+      finish: () => {
+        const { replies, refusals } = collect();
+        if (refusals[0]) throw refusals[0];
+        return replies;
+      },
+    };
+  }
+
   /** All answers to a dump request, asked again if the list changed meanwhile. */
   dump(message: Message): Reply[] {
     for (let tries = 0; tries < 10; tries++) {
-      const { replies, refusals, interrupted } = this.#exchange([message], 0, NLM_F_DUMP, []);
+      const { replies, refusals, interrupted } = this.#exchange([message], { flags: NLM_F_DUMP });
       if (refusals[0]) throw refusals[0];
       if (!interrupted) return replies;
     }
@@ -221,24 +250,37 @@ export class Netlink implements Disposable {
    * batch. Linux before 6.10 acknowledges neither of the two, so the last but one is asked for its answer; a batch
    * refused as a whole is answered in the name of the first. */
   transaction(messages: readonly Message[], ...tolerate: number[]): void {
-    const { refusals } = this.#exchange(messages, messages.length - 2, NLM_F_ACK, tolerate, true);
+    const { refusals } = this.#exchange(messages, { last: messages.length - 2, tolerate, atomic: true });
     if (refusals[0]) throw refusals[0];
   }
 
-  /** Send in one datagram; read until number `last` (which gets `flags`) is answered. */
-  #exchange(
-    messages: readonly Message[],
-    last: number,
-    flags: number,
-    tolerate: readonly number[],
-    atomic = false,
-  ): { replies: Reply[]; refusals: Error[]; interrupted: boolean } {
+  #exchange(messages: readonly Message[], how: How): Answer {
+    const { send, collect } = this.#compose(messages, how);
+    now(send);
+    return collect();
+  }
+
+  /** One datagram with all of `messages`, and what reads until number `last` of them is answered. */
+  #compose(messages: readonly Message[], how: How): { send: Op; collect(): Answer } {
+    const { last = messages.length - 1, flags = NLM_F_ACK, tolerate = [], atomic = false } = how;
     const start = this.#sequence;
     this.#sequence += messages.length;
+    // A refusal is reported without NLM_F_ACK too, and in order: asking for the last one's is enough.
     const packed = messages.map((m, i) => pack(m, start + i, i === last ? flags : 0));
     const bytes = lasting(Buffer.concat(packed));
-    now(sendto(this.#fd.n, bytes, 0));
+    return {
+      send: sendto(this.#fd.n, bytes, 0),
+      collect: () => this.#collect(messages, start, last, tolerate, atomic),
+    };
+  }
 
+  #collect(
+    messages: readonly Message[],
+    start: number,
+    last: number,
+    tolerate: readonly number[],
+    atomic: boolean,
+  ): Answer {
     const replies: Reply[] = [];
     const refusals: Error[] = [];
     let interrupted = false;

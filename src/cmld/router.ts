@@ -1,0 +1,610 @@
+// The network around the containers. Each has links of its own, the other ends of which lie in the router: core0's
+// network namespace on a device, ours in hosted mode. The router forwards and translates addresses; it has one
+// table of rules that names no container: our ends are in a device group, so a new container needs no new rule.
+// Physical links belong to core0 unless a container claims them.
+//
+// What is in core0's network namespace can be changed by root of core0. The table in our own namespace can't.
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { aside, linksUp, netlinkIn, netnsOf, sysctlIn } from "../run/netns.ts";
+import { chain, ENODEV } from "../sys/error.ts";
+import type { Fd } from "../sys/fd.ts";
+import {
+  addAddress,
+  addresses,
+  addVeth,
+  defaultRoute,
+  deleteAltnames,
+  deleteLink,
+  downLink,
+  getLink,
+  ipLink,
+  type Link,
+  linkOf,
+  links,
+  moveLink,
+  renameLink,
+  upLink,
+  withoutIpv6,
+} from "../sys/link.ts";
+import { type Message, NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, Netlink } from "../sys/netlink.ts";
+import {
+  accept,
+  ctDnat,
+  ctState,
+  drop,
+  forged,
+  icmpType,
+  iifgroup,
+  masquerade,
+  nfproto,
+  not,
+  oifgroup,
+  remove,
+  replace,
+  type Table,
+} from "../sys/nft.ts";
+import { moveRadio } from "../sys/nl80211.ts";
+import { type ContainerConfig, type DeviceConfig, isInterface, parseMac } from "./config.ts";
+import type { Owned } from "./ledger.ts";
+import type { Host, Start } from "./module.ts";
+
+/** The device group of every link end that is ours in a router: "cml". */
+const GROUP = 0x636d6c;
+/** Subnets 172.23.0.0/24 to 172.23.254.0/24, one for each pair of links. */
+const SUBNETS = 255;
+const ARPHRD_ETHER = 1; // linux/if_arp.h
+
+type VnetConfig = ContainerConfig["vnet_configs"][number];
+
+/** A pair of links: `name` in the router, `inside` in the container; 172.23.<subnet>.1 and .2. */
+export interface Veth {
+  readonly kind: "veth";
+  readonly subnet: number;
+  readonly name: string;
+  readonly inside: string;
+  readonly mac: string;
+  readonly configure: boolean;
+}
+
+/** A link that was there before us, lent to a container. */
+export interface Nic {
+  readonly kind: "nic";
+  readonly uuid: string;
+  /** Its name with us. */
+  readonly name: string;
+  /** The one it came with if it is hardware. */
+  readonly mac: string;
+  /** The device it is the link of; "" for a virtual link. */
+  readonly parent: string;
+  /** Index of its radio if it is wireless. */
+  readonly wiphy?: number;
+}
+
+/** What the ledger knows of the network. "network" stands for all we hold of one container: acquired first, so that
+ * it is released last. */
+export type NetworkResource = { readonly kind: "network"; readonly uuid: string } | Veth | Nic;
+
+/** Sockets of one network namespace. */
+interface Place extends Disposable {
+  readonly netns: Fd;
+  readonly route: Netlink;
+  readonly filter: Netlink;
+  /** Our rules are there. */
+  ruled: boolean;
+}
+
+/** A container that is up, as the network sees it. */
+interface Guest {
+  readonly uuid: string;
+  readonly name: string;
+  readonly isC0: boolean;
+  readonly hosted: boolean;
+  /** Held while it is up, so that links can be fetched back when its last process is gone. */
+  readonly netns: Fd;
+  /** core0's namespace as a router. */
+  readonly place: Place | undefined;
+  readonly veths: readonly Veth[];
+  nics: Nic[];
+  readonly owned: Owned;
+  log(line: string): void;
+}
+
+/** The part of a start that concerns the network. */
+export type Newcomer = Pick<Start, "uuid" | "name" | "isC0" | "config" | "owned" | "log"> & {
+  readonly host: Pick<Host, "hosted" | "run">;
+};
+
+const subnets = new Map<number, string>();
+const guests = new Map<string, Guest>();
+let ours: Place | undefined;
+
+const place = (netns: Fd, route: Netlink, filter: Netlink): Place => ({
+  netns,
+  route,
+  filter,
+  ruled: false,
+  [Symbol.dispose]() {
+    route[Symbol.dispose]();
+    filter[Symbol.dispose]();
+  },
+});
+function placeIn(netns: Fd): Place {
+  const [route, filter] = netlinkIn(netns, NETLINK_ROUTE, NETLINK_NETFILTER);
+  return place(netns, route!, filter!);
+}
+const here = (): Place => {
+  ours ??= place(netnsOf("self"), Netlink.open(NETLINK_ROUTE), Netlink.open(NETLINK_NETFILTER));
+  return ours;
+};
+const core0 = (): Guest | undefined => [...guests.values()].find((g) => g.isC0);
+/** Where the other ends of a container's links belong; undefined while core0 is down. */
+const routerOf = (g: { isC0: boolean; hosted: boolean }): Place | undefined =>
+  g.isC0 || g.hosted ? here() : core0()?.place;
+
+const gateway = (v: Veth): string => `172.23.${v.subnet}.1`;
+const guestAddress = (v: Veth): string => `172.23.${v.subnet}.2`;
+
+// --- names, addresses --------------------------------------------------------
+
+/** Six random bytes as the configuration stores them: not yet a valid address of a link. */
+export const randomMac = (): string =>
+  Buffer.from(crypto.getRandomValues(new Uint8Array(6)))
+    .toString("hex")
+    .replace(/..\B/g, "$&:");
+
+/** Masked at use: not a multicast address, locally administered (IEEE 802). "" and what is none: a random one. */
+export function usableMac(text: string): string {
+  const mac = (parseMac(text) ? text : randomMac()).toLowerCase();
+  const first = (Number.parseInt(mac.slice(0, 2), 16) & 0xfe) | 2;
+  return first.toString(16).padStart(2, "0") + mac.slice(2);
+}
+
+function checkName(name: string): string {
+  if (!isInterface(name)) throw new Error(`${JSON.stringify(name)} is no name of a link`);
+  return name;
+}
+
+function freeSubnet(): number {
+  for (let i = 0; i < SUBNETS; i++) if (!subnets.has(i) && !existsSync(`/sys/class/net/r_${i}`)) return i;
+  throw new Error(`all ${SUBNETS} subnets are in use`);
+}
+
+/** Choose names and addresses and write them down; nothing is made yet. */
+export function plan(s: Newcomer): Veth[] {
+  if (!s.config.netns) return [];
+  s.owned.acquire({ kind: "network", uuid: s.uuid }, () => {});
+  const link = (if_name: string, if_rootns_name = ""): VnetConfig => ({
+    if_name,
+    if_rootns_name,
+    if_mac: "",
+    configure: true,
+  });
+  const configured = s.config.vnet_configs;
+  const wanted = s.isC0 ? [link("cml", "uplink")] : configured.length > 0 ? configured : [link("host0")];
+  const veths: Veth[] = [];
+  for (const w of wanted) {
+    const subnet = freeSubnet();
+    const veth: Veth = {
+      kind: "veth",
+      subnet,
+      name: checkName(w.if_rootns_name || `r_${subnet}`),
+      inside: checkName(w.if_name),
+      mac: usableMac(w.if_mac),
+      configure: w.configure,
+    };
+    if (veths.some((v) => v.inside === veth.inside)) throw new Error(`two links named ${veth.inside}`);
+    s.owned.acquire(veth, () => subnets.set(subnet, s.uuid));
+    veths.push(veth);
+  }
+  return veths;
+}
+
+/** What the configuration shows of the links while the container is up; undefined if it is not. */
+export function vnets(uuid: string): VnetConfig[] | undefined {
+  return guests.get(uuid)?.veths.map((v) => ({
+    if_name: v.inside,
+    configure: v.configure,
+    if_rootns_name: v.name,
+    if_mac: v.mac,
+  }));
+}
+
+/** The name server a container is told; "" for none. */
+export const dnsOf = (config: ContainerConfig, device: DeviceConfig): string =>
+  config.dns_server || device.host_dns || "";
+
+// --- rules -------------------------------------------------------------------
+
+const TABLE = { family: "inet", name: "cml" } as const;
+
+/** The rules of a router. `closed`: containers reach no service of its own (ours; core0 decides for itself). */
+export function rules(closed: boolean): Table {
+  const fromGuest = iifgroup(GROUP);
+  const toGuest = oifgroup(GROUP);
+  return {
+    ...TABLE,
+    chains: [
+      {
+        name: "prerouting",
+        type: "filter",
+        hook: "prerouting",
+        priority: "raw",
+        policy: "accept",
+        rules: [
+          [fromGuest, nfproto("ipv6"), drop], // docs/decisions/network.md
+          [fromGuest, forged, drop],
+        ],
+      },
+      {
+        name: "input",
+        type: "filter",
+        hook: "input",
+        priority: "filter",
+        policy: "accept",
+        rules: closed
+          ? [
+              [fromGuest, ctState("established", "related"), accept],
+              [fromGuest, icmpType("echo-request"), accept],
+              [fromGuest, drop],
+            ]
+          : [],
+      },
+      {
+        name: "forward",
+        type: "filter",
+        hook: "forward",
+        priority: "filter",
+        policy: "accept",
+        rules: [
+          [fromGuest, toGuest, drop], // not each other, not the CML
+          [fromGuest, accept],
+          [toGuest, ctState("established", "related"), accept],
+          [toGuest, ctDnat, accept], // a port that the router's administrator published
+          [toGuest, drop],
+        ],
+      },
+      {
+        name: "postrouting",
+        type: "nat",
+        hook: "postrouting",
+        priority: "srcnat",
+        policy: "accept",
+        rules: [[fromGuest, not(toGuest), masquerade]],
+      },
+    ],
+  };
+}
+
+const FORWARD = "/proc/sys/net/ipv4/ip_forward";
+
+/** Our own namespace: closed to containers, and in hosted mode the router. */
+function ruleOurs(host: Newcomer["host"]): void {
+  const p = here();
+  if (p.ruled) return;
+  replace(p.filter, rules(true));
+  if (host.hosted) {
+    const before = readFileSync(FORWARD, "utf8").trim();
+    if (before !== "1") {
+      writeFileSync(join(host.run, "ip_forward"), before); // for leave(), perhaps another cmld's
+      writeFileSync(FORWARD, "1");
+    }
+  }
+  p.ruled = true;
+}
+
+/** Take back what we did to our own namespace. For the end of a cmld that leaves no container behind. */
+export function leave(host: Newcomer["host"]): void {
+  if (guests.size > 0) return;
+  remove(here().filter, TABLE);
+  here().ruled = false;
+  const saved = join(host.run, "ip_forward");
+  if (!existsSync(saved)) return;
+  writeFileSync(FORWARD, readFileSync(saved));
+  rmSync(saved);
+}
+
+// --- a container comes up ----------------------------------------------------
+
+/** The child waits at gate one: nobody is in its network namespace yet. */
+export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[]): Promise<void> {
+  ruleOurs(s.host);
+  const g = enter(s, pid, veths);
+  if (g.place) {
+    replace(g.place.filter, rules(false));
+    sysctlIn(g.netns, "ipv4/ip_forward", "1");
+  }
+  await connect(g);
+  if (g.isC0) return await lendFree(g);
+  for (const { netif, mac_filter } of s.config.net_ifaces) {
+    if (mac_filter.length > 0) throw new Error(`network interface ${netif}: mac_filter is not available yet`);
+    if (!(await claim(g, netif))) g.log(`network interface ${netif} is not there`);
+  }
+}
+
+/** A container of an earlier cmld: what it has is in its ledger. */
+export async function adopt(s: Newcomer, pid: number): Promise<void> {
+  const veths = s.owned.all("veth");
+  for (const v of veths) subnets.set(v.subnet, s.uuid);
+  ruleOurs(s.host);
+  const g = enter(s, pid, veths);
+  if (g.place) replace(g.place.filter, rules(false));
+  const inside = inNetns(g, (n) => links(n));
+  // A link given back meanwhile is in the ledger still.
+  g.nics = s.owned.all("nic").filter((nic) => inside.some((l) => isNic(l, nic)));
+  if (g.isC0) await lendFree(g);
+}
+
+/** core0 gets the hardware that nobody else has. */
+async function lendFree(c0: Guest): Promise<void> {
+  for (const l of links(here().route)) if (isPhysical(l)) await lend(c0, here(), l, nameNic(l));
+}
+
+function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
+  const netns = netnsOf(pid);
+  let router: Place | undefined;
+  try {
+    if (s.isC0) router = placeIn(netns);
+  } catch (e) {
+    netns.close();
+    throw e;
+  }
+  const { uuid, name, isC0, owned, log } = s;
+  const g: Guest = {
+    uuid,
+    name,
+    isC0,
+    hosted: s.host.hosted,
+    netns,
+    place: router,
+    veths,
+    nics: [],
+    owned,
+    log,
+  };
+  guests.set(uuid, g);
+  return g;
+}
+
+/** A socket in the container's namespace for the length of one call. */
+function inNetns<T>(g: Guest, use: (n: Netlink) => T): T {
+  if (g.place) return use(g.place.route);
+  const [socket] = netlinkIn(g.netns, NETLINK_ROUTE);
+  using n = socket!;
+  return use(n);
+}
+
+/** Make the container's links. The router's side is complete before the container's: when the container runs, its
+ * gateway answers. */
+async function connect(g: Guest): Promise<void> {
+  const router = routerOf(g);
+  const [socket] = g.place ? [g.place.route] : netlinkIn(g.netns, NETLINK_ROUTE);
+  using opened = g.place ? undefined : socket;
+  const inside = opened ?? socket!;
+  if (!router) {
+    inside.do([upLink("lo")]); // routerChanged() comes back to it
+    return;
+  }
+  const made = router.route
+    .do(
+      g.veths.flatMap((v) => [
+        addVeth(
+          { name: v.name, group: GROUP },
+          { name: v.inside, netns: g.netns.n, mac: v.mac, ...(g.isC0 && { group: GROUP }) },
+        ),
+        getLink(v.name),
+      ]),
+    )
+    .map(linkOf);
+  const pairs = g.veths.flatMap((v, i) => (v.configure ? [[v, made[i]!] as const] : []));
+  const ipv6 = existsSync("/proc/sys/net/ipv6");
+  router.route.do(
+    pairs.flatMap(([v, end]) => [
+      ...(ipv6 ? [withoutIpv6(end.index)] : []),
+      addAddress(end.index, gateway(v), 24),
+      upLink(end.index),
+    ]),
+  );
+  const first = pairs.find(([v]) => v === g.veths[0]);
+  inside.do([
+    upLink("lo"),
+    ...pairs.flatMap(([v, end]) => [addAddress(end.peer!, guestAddress(v), 24), upLink(end.peer!)]),
+    ...(first && !g.isC0 ? [defaultRoute(first[1].peer!, gateway(first[0]))] : []),
+  ]);
+  if (first && g.isC0) router.route.do([defaultRoute(first[1].index, guestAddress(first[0]))]);
+  await linksUp(
+    router.netns,
+    router.route,
+    pairs.map(([, end]) => end.index),
+  );
+}
+
+/** core0 is up (again): connect the containers that have no links, whose other ends went with the old core0. */
+export async function routerChanged(): Promise<void> {
+  for (const g of guests.values()) {
+    const router = routerOf(g);
+    if (!router) continue;
+    try {
+      const there = links(router.route);
+      if (g.veths.every((v) => there.some((l) => l.name === v.name && l.group === GROUP))) continue;
+      await disconnect(g);
+      await connect(g);
+    } catch (e) {
+      g.log(`connecting to the router: ${chain(e)}`);
+    }
+  }
+}
+
+/** The container's ends of links whose other ends are gone or going: the kernel takes its time. */
+async function disconnect(g: Guest): Promise<void> {
+  const [socket] = netlinkIn(g.netns, NETLINK_ROUTE);
+  using inside = socket!;
+  const stale = links(inside).filter((l) => l.kind === "veth" && g.veths.some((v) => v.inside === l.name));
+  if (stale.length > 0)
+    await aside(
+      inside,
+      stale.map((l) => deleteLink(l.index)),
+      ENODEV,
+    );
+}
+
+// --- links that were there before us -------------------------------------------
+
+/** Real or emulated hardware, wireless included. */
+const isPhysical = (l: Link): boolean => l.parent !== "" && l.type === ARPHRD_ETHER;
+const macOf = (l: Link): string => (l.permanentMac === "" ? l.mac : l.permanentMac);
+/** A container can give any link any name and address, but not another device. */
+const isNic = (l: Link, nic: Nic): boolean => l.parent === nic.parent && macOf(l) === nic.mac;
+
+function radioOf(name: string): number | undefined {
+  const index = `/sys/class/net/${name}/phy80211/index`;
+  return existsSync(index) ? Number(readFileSync(index, "utf8")) : undefined;
+}
+
+/** The name that a physical link has with us: the same for as long as somebody has it. */
+function nameNic(l: Link): string {
+  if (/^cml(eth|wlan)\d+$/.test(l.name)) return l.name;
+  const prefix = radioOf(l.name) === undefined ? "cmleth" : "cmlwlan";
+  const taken = new Set([
+    ...links(here().route).map((o) => o.name),
+    ...[...guests.values()].flatMap((g) => g.nics.map((n) => n.name)),
+  ]);
+  for (let i = 0; ; i++) if (!taken.has(`${prefix}${i}`)) return `${prefix}${i}`;
+}
+
+/** Give `g` the link found in `from`, under `name`. */
+async function lend(g: Guest, from: Place, l: Link, name: string): Promise<void> {
+  const wiphy = radioOf(l.name);
+  const nic: Nic = {
+    kind: "nic",
+    uuid: g.uuid,
+    name,
+    mac: macOf(l),
+    parent: l.parent,
+    ...(wiphy !== undefined && { wiphy }),
+  };
+  await g.owned.acquire(nic, () => move(from, l, nic, g.netns));
+  g.nics.push(nic);
+}
+
+/** Into another namespace, down and under our name for it. */
+async function move(from: Place, l: Link, nic: Nic, to: Fd): Promise<void> {
+  const clean: Message[] = l.altnames.length > 0 ? [deleteAltnames(l.index, l.altnames)] : [];
+  if (nic.wiphy === undefined) {
+    await aside(from.route, [downLink(l.index), ...clean, moveLink(l.index, to.n, nic.name)]);
+    return;
+  }
+  await aside(from.route, [downLink(l.index), ...clean, renameLink(l.index, nic.name)]);
+  const [socket] = netlinkIn(from.netns, NETLINK_GENERIC);
+  using generic = socket!;
+  await aside(generic, [moveRadio(generic, nic.wiphy, to.n)]);
+}
+
+/** Give `g` the link that is called so or has that address, from us or from core0. False: there is none. */
+async function claim(g: Guest, which: string): Promise<boolean> {
+  const wanted = which.toLowerCase();
+  const named = (n: { name: string; mac: string }): boolean => n.name === which || n.mac === wanted;
+  const l = links(here().route).find(
+    (o) => o.group !== GROUP && o.type === ARPHRD_ETHER && named({ name: o.name, mac: macOf(o) }),
+  );
+  if (l) {
+    await lend(g, here(), l, !g.hosted && isPhysical(l) ? nameNic(l) : l.name);
+    return true;
+  }
+  for (const holder of guests.values()) {
+    const nic = holder.nics.find(named);
+    if (!nic || holder === g) continue;
+    if (!holder.place) throw new Error(`network interface ${which} is assigned to ${holder.name}`);
+    const held = links(holder.place.route).find((o) => isNic(o, nic));
+    if (!held) continue;
+    holder.nics = holder.nics.filter((n) => n !== nic);
+    await lend(g, holder.place, held, nic.name);
+    return true;
+  }
+  return false;
+}
+
+/** Fetch a link back from its container: for core0 if it is up, else for us. */
+async function fetchBack(nic: Nic): Promise<void> {
+  const g = guests.get(nic.uuid);
+  const mine = g?.nics.find((n) => n.name === nic.name && n.mac === nic.mac);
+  if (g && !mine) return; // given back already
+  if (g) {
+    g.nics = g.nics.filter((n) => n !== mine);
+    const c0 = core0();
+    const heir = c0 && c0 !== g && nic.parent !== "" ? c0 : undefined;
+    using opened = g.place ? undefined : placeIn(g.netns);
+    const from = (g.place ?? opened)!;
+    const l = links(from.route).find((o) => isNic(o, nic));
+    if (l) {
+      if (heir) await lend(heir, from, l, nic.name);
+      else await move(from, l, nic, here().netns);
+      return;
+    }
+  }
+  // Its namespace is gone: the kernel has put hardware back to us, perhaps under another name.
+  const l = links(here().route).find((o) => isNic(o, nic));
+  if (!l || l.name === nic.name) return;
+  await aside(here().route, [downLink(l.index), renameLink(l.index, nic.name)]);
+}
+
+/** Give a running container a link by its name or address. */
+export async function assign(uuid: string, which: string): Promise<void> {
+  const g = guests.get(uuid);
+  if (!g) throw new Error("it has no network namespace of its own, or does not run");
+  if (g.nics.some((n) => n.name === which || n.mac === which.toLowerCase())) return;
+  if (!(await claim(g, which))) throw new Error(`network interface ${which} is not there`);
+}
+
+/** Take it back; one that is not assigned is no error. */
+export async function unassign(uuid: string, which: string): Promise<void> {
+  const nic = guests.get(uuid)?.nics.find((n) => n.name === which || n.mac === which.toLowerCase());
+  if (nic) await fetchBack(nic);
+}
+
+// --- what is there -------------------------------------------------------------
+
+/** As `ip link` prints the links of a running container, one text for each; none if it has no own namespace. */
+export function interfaces(uuid: string): string[] {
+  const g = guests.get(uuid);
+  return g ? inNetns(g, (n) => ipLink(links(n))) : [];
+}
+
+/** The same with addresses, as data. */
+export function interfaceTable(uuid: string): { link: Link; addresses: string[] }[] {
+  const g = guests.get(uuid);
+  if (!g) return [];
+  return inNetns(g, (n) => {
+    const all = addresses(n);
+    return links(n).map((link) => ({
+      link,
+      addresses: all.filter((a) => a.index === link.index).map((a) => a.address),
+    }));
+  });
+}
+
+// --- release -------------------------------------------------------------------
+
+/** Delete our end `name` in one namespace: only a link of our group is ours. */
+async function deleteOurs(p: Place, name: string): Promise<void> {
+  const [reply] = p.route.do([getLink(name)], ENODEV);
+  if (reply && linkOf(reply).group === GROUP) await aside(p.route, [deleteLink(name)], ENODEV);
+}
+
+/** How the ledger releases what is ours. */
+export const networkReleases = {
+  network(r: { readonly uuid: string }): void {
+    const g = guests.get(r.uuid);
+    if (!g) return;
+    guests.delete(r.uuid);
+    g.place?.[Symbol.dispose]();
+    g.netns.close();
+  },
+  async veth(r: Veth): Promise<void> {
+    const c0 = core0();
+    // With core0 gone, its ends are gone too.
+    for (const p of [here(), ...(c0?.place ? [c0.place] : [])]) await deleteOurs(p, r.name);
+    subnets.delete(r.subnet);
+  },
+  nic: fetchBack,
+};

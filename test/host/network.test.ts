@@ -1,0 +1,493 @@
+// The network of containers with real namespaces: addresses, translation, what may reach whom, what is left behind.
+// The tests run in a network namespace of their own (this file runs itself again there), so that they meet nobody's
+// links and rules. A container is a process that waits; its sockets are opened from here in its namespace.
+import { afterAll, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import * as proto from "../../proto/gen/proto.js";
+import type { ContainerConfig } from "../../src/cmld/config.ts";
+import { Ledger } from "../../src/cmld/ledger.ts";
+import * as router from "../../src/cmld/router.ts";
+import { type Child, launch, reap } from "../../src/run/launch.ts";
+import { linksUp, loopbackUp, netlinkIn, netnsOf, openIn } from "../../src/run/netns.ts";
+import {
+  CLONE_NEWNET,
+  CLONE_NEWUSER,
+  MSG_DONTWAIT,
+  recvfrom,
+  SOCK_DGRAM,
+  SOCK_NONBLOCK,
+  SOCK_RAW,
+  setsockopt,
+  socket,
+  wait,
+} from "../../src/sys/calls.ts";
+import { EAGAIN } from "../../src/sys/error.ts";
+import { type Fd, pipe } from "../../src/sys/fd.ts";
+import {
+  addAddress,
+  addLink,
+  addresses,
+  addVeth,
+  defaultRoute,
+  deleteLink,
+  getLink,
+  ipLink,
+  ipv4,
+  linkOf,
+  links,
+  renameLink,
+  setMac,
+  setMtu,
+  upLink,
+} from "../../src/sys/link.ts";
+import { lasting, mem, Struct } from "../../src/sys/mem.ts";
+import { NETLINK_NETFILTER, NETLINK_ROUTE, Netlink } from "../../src/sys/netlink.ts";
+import { replace, show } from "../../src/sys/nft.ts";
+import { attempt, now } from "../../src/sys/now.ts";
+import { ended } from "../../src/sys/poll.ts";
+
+const INSIDE = "CML_TEST_NETWORK";
+
+if (!process.env[INSIDE]) {
+  test("the network, in a namespace of its own", () => {
+    const run = Bun.spawnSync(["unshare", "--net", process.execPath, "test", import.meta.path], {
+      env: { ...process.env, [INSIDE]: "1" },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    if (run.exitCode !== 0) throw new Error(`${run.stdout}${run.stderr}`);
+    process.stdout.write(run.stderr.toString().replace(/^/gm, "    "));
+  }, 60_000);
+} else inside();
+
+function inside(): void {
+  const AF_INET = 2;
+  const IPPROTO_ICMP = 1;
+  const gate = pipe();
+  const run = mkdtempSync(join(tmpdir(), "cml-network-"));
+  loopbackUp();
+  const route = Netlink.open(NETLINK_ROUTE);
+
+  /** A process that waits in a network namespace of its own. */
+  const processes: Child[] = [];
+  const sleeper = (flags = 0n): Child => {
+    const child = launch([wait(gate.read.n)], CLONE_NEWNET | flags);
+    processes.push(child);
+    return child;
+  };
+  const end = async (child: Child): Promise<void> => {
+    process.kill(child.pid, "SIGKILL");
+    await ended(child.pidfd);
+    reap(child.pidfd);
+    child.pidfd.close();
+    processes.splice(processes.indexOf(child), 1);
+  };
+  afterAll(async () => {
+    for (const child of [...processes]) await end(child);
+    rmSync(run, { recursive: true });
+  });
+
+  let count = 0;
+  const config = (fields: Partial<ContainerConfig> = {}): ContainerConfig =>
+    ({
+      ...proto.ContainerConfig.create(),
+      netns: true,
+      vnet_configs: [],
+      net_ifaces: [],
+      ...fields,
+    }) as ContainerConfig;
+  interface Guest extends router.Newcomer {
+    readonly ledger: Ledger;
+    readonly lines: string[];
+  }
+  const newcomer = (options: { c0?: boolean; hosted?: boolean; config?: ContainerConfig } = {}): Guest => {
+    const uuid = options.c0
+      ? "00000000-0000-0000-0000-000000000000"
+      : `00000000-0000-0000-0000-${String(++count).padStart(12, "0")}`;
+    const ledger = Ledger.open(join(run, "ledger"), { uuid, guestos: "", guestosVersion: 0, uidStart: 0 });
+    const lines: string[] = [];
+    return {
+      uuid,
+      name: options.c0 ? "core0" : `guest${count}`,
+      isC0: options.c0 ?? false,
+      config: options.config ?? config(),
+      host: { hosted: options.hosted ?? true, run },
+      owned: ledger,
+      ledger,
+      lines,
+      log: (line) => lines.push(line),
+    };
+  };
+  /** What container.ts does: prepare, clone, attach. */
+  const up = async (g: Guest): Promise<{ guest: Guest; child: Child; netns: Fd }> => {
+    const veths = router.plan(g);
+    const child = sleeper(CLONE_NEWUSER);
+    await router.connectNew(g, child.pid, veths);
+    return { guest: g, child, netns: netnsOf(child.pid) };
+  };
+  const down = async (c: { guest: Guest; child: Child; netns: Fd }): Promise<void> => {
+    c.netns.close();
+    await end(c.child);
+    await c.guest.ledger.release();
+  };
+
+  const address = (ip: string, port: number): Uint8Array<ArrayBuffer> =>
+    new Struct(16)
+      .u16(AF_INET)
+      .u8(port >> 8)
+      .u8(port & 0xff)
+      .raw(ipv4(ip)).bytes;
+
+  /** A UDP socket in a network namespace. */
+  const udp = (netns: Fd, port: number, own = "0.0.0.0") => {
+    const [fd] = openIn(netns, [(save) => socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0, save)]);
+    now(setsockopt(fd!.n, 0, 19, 1)); // IP_TRANSPARENT: an address that is not ours, to forge one
+    now({ call: "bind", args: [fd!.n, address(own, port), 16] });
+    return {
+      [Symbol.dispose]: () => fd!.close(),
+      send(ip: string, to: number, text: string): void {
+        const bytes = lasting(Buffer.from(text));
+        now({ call: "sendto", args: [fd!.n, bytes, bytes.length, 0, address(ip, to), 16] });
+      },
+      /** Everything that has arrived: "text from address". Delivery between namespaces of one kernel is done when
+       * send() returns, once the neighbours know each other. */
+      received(): string[] {
+        const all: string[] = [];
+        for (;;) {
+          const into = mem(100);
+          const from = mem(16);
+          const length = new Struct(4).u32(16).bytes;
+          const n = attempt(recvfrom(fd!.n, into, MSG_DONTWAIT, from, length));
+          if (n === -EAGAIN) return all;
+          all.push(`${Buffer.from(into.subarray(0, Math.max(n, 0)))} from ${from.subarray(4, 8).join(".")}`);
+        }
+      },
+    };
+  };
+
+  /** Does an echo request from there get its answer? */
+  const ping = (netns: Fd, ip: string): boolean => {
+    const [fd] = openIn(netns, [(save) => socket(AF_INET, SOCK_RAW | SOCK_NONBLOCK, IPPROTO_ICMP, save)]);
+    using s = fd!;
+    const request = new Uint8Array([8, 0, 0xf7, 0xff, 0, 0, 0, 0]); // type, code, checksum, id, sequence
+    now({ call: "sendto", args: [s.n, lasting(request), 8, 0, address(ip, 0), 16] });
+    for (;;) {
+      const into = mem(100);
+      const n = attempt(recvfrom(s.n, into, MSG_DONTWAIT));
+      if (n < 0) return false;
+      if (into[20] === 0) return true; // echo reply, behind 20 bytes of IP header
+    }
+  };
+
+  /** "The world": another namespace, behind a link of `netns`. */
+  const world = (inner: Fd, name: string) => {
+    const child = sleeper();
+    const netns = netnsOf(child.pid);
+    const [r] = netlinkIn(inner, NETLINK_ROUTE);
+    const [w] = netlinkIn(netns, NETLINK_ROUTE);
+    using ours = r!;
+    using theirs = w!;
+    const [reply] = ours.do([addVeth({ name }, { name: "eth0", netns: netns.n }), getLink(name)]);
+    const l = linkOf(reply!);
+    ours.do([addAddress(l.index, "10.9.0.1", 24), upLink(l.index)]);
+    theirs.do([
+      upLink("lo"),
+      addAddress(l.peer!, "10.9.0.2", 24),
+      upLink(l.peer!),
+      defaultRoute(l.peer!, "10.9.0.1"),
+    ]);
+    return {
+      netns,
+      async end() {
+        const [again] = netlinkIn(inner, NETLINK_ROUTE);
+        using n = again!;
+        n.do([deleteLink(name)]);
+        netns.close();
+        await end(child);
+      },
+    };
+  };
+
+  const here = netnsOf("self");
+  const names = (): string[] => links(route).map((l) => l.name);
+  const ruleset = (): string => Bun.spawnSync(["nft", "list", "ruleset"]).stdout.toString();
+  const forwarding = (): string => readFileSync("/proc/sys/net/ipv4/ip_forward", "utf8").trim();
+
+  test("links(), addresses() and ipLink() agree with ip", () => {
+    route.do([addLink("br0", "bridge"), addVeth({ name: "v0" }, { name: "v1" })]);
+    const { index } = linkOf(route.do([getLink("v0")])[0]!);
+    route.do([setMac("v0", "02:00:00:00:00:07"), setMtu("v0", 1400), addAddress(index, "10.1.2.3", 20)]);
+    const ip = (...args: string[]): string => Bun.spawnSync(["ip", ...args]).stdout.toString();
+    ip("link", "set", "v0", "master", "br0", "up", "alias", "an\x1balias");
+    ip("link", "property", "add", "dev", "v1", "altname", "a-rather-long-alternative-name");
+    expect(ipLink(links(route)).join("")).toBe(ip("link").replace("\x1b", "\\x1b"));
+    expect(addresses(route)).toContainEqual({ index, address: "10.1.2.3/20" });
+    expect(addresses(route)).toContainEqual({ index: 1, address: "::1/128" });
+    expect(ip("addr", "show", "v0")).toContain("inet 10.1.2.3/20 brd 10.1.15.255 scope global v0");
+    route.do([deleteLink("v0"), deleteLink("br0")]);
+    expect(names()).toEqual(["lo"]);
+  });
+
+  test("show() is what nft lists, and a table is replaced as a whole or not at all", () => {
+    using filter = Netlink.open(NETLINK_NETFILTER);
+    for (const closed of [false, true]) {
+      replace(filter, router.rules(closed));
+      expect(ruleset()).toBe(show(router.rules(closed)));
+    }
+    const broken = { ...router.rules(true), chains: router.rules(true).chains.slice(3, 4) };
+    const misplaced = { ...broken, chains: [{ ...broken.chains[0]!, type: "filter" as const }] };
+    expect(() => replace(filter, misplaced)).toThrow(/nft add rule inet cml postrouting .*masquerade: E/);
+    expect(ruleset()).toBe(show(router.rules(true)));
+    router.leave({ hosted: true, run });
+    expect(ruleset()).toBe("");
+  });
+
+  test("hosted: containers reach the world as the router, not each other, not the host; nothing is left", async () => {
+    const w = world(here, "wan0");
+    const before = { names: names(), forwarding: forwarding() };
+    expect(before.forwarding).toBe("0");
+    const [a, b] = [await up(newcomer()), await up(newcomer())];
+    {
+      // The first packet out is answered: the router's side is there before the container runs.
+      expect(ping(a.netns, "172.23.0.1")).toBe(true);
+      using out = udp(w.netns, 53);
+      using stranger = udp(w.netns, 54);
+      using ua = udp(a.netns, 7000);
+      using ub = udp(b.netns, 7000);
+      using host = udp(here, 7000);
+      using forger = udp(a.netns, 7001, "172.23.1.2");
+
+      ua.send("10.9.0.2", 53, "hello");
+      expect(out.received()).toEqual(["hello from 10.9.0.1"]);
+      out.send("10.9.0.1", 7000, "back");
+      expect(ua.received()).toEqual(["back from 10.9.0.2"]);
+
+      const forbidden = (): void => {
+        ua.send("172.23.1.2", 7000, "neighbour"); // each other
+        ua.send("172.23.0.1", 7000, "gateway"); // the host
+        ua.send("10.9.0.1", 7000, "host");
+        forger.send("10.9.0.2", 53, "forged");
+        stranger.send("172.23.1.2", 7000, "from outside"); // not an answer
+      };
+      forbidden();
+      ub.send("10.9.0.2", 53, "b"); // what is allowed goes the same way, later
+      expect(out.received()).toEqual(["b from 10.9.0.1"]);
+      expect(ub.received()).toEqual([]);
+      expect(host.received()).toEqual([]);
+
+      // The same without our rules arrives: the test is able to fail.
+      using filter = Netlink.open(NETLINK_NETFILTER);
+      replace(filter, { ...router.rules(true), chains: [] });
+      forbidden();
+      expect(ub.received()).toEqual(["neighbour from 172.23.0.2", "from outside from 10.9.0.2"]);
+      expect(host.received()).toEqual(["gateway from 172.23.0.2", "host from 172.23.0.2"]);
+      expect(out.received()).toEqual(["forged from 172.23.1.2"]);
+      replace(filter, router.rules(true));
+    }
+    expect(names()).toEqual([...before.names, "r_0", "r_1"]);
+    expect(router.interfaces(a.guest.uuid)[1]).toMatch(
+      /^\d+: host0@if\d+: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 qdisc noqueue state UP mode DEFAULT group default qlen 1000\n {4}link\/ether ..:..:..:..:..:.. brd ff:ff:ff:ff:ff:ff link-netnsid \d\n$/,
+    );
+    expect(router.interfaceTable(b.guest.uuid)[1]!.addresses).toContain("172.23.1.2/24");
+    expect(router.vnets(b.guest.uuid)).toMatchObject([{ if_name: "host0", if_rootns_name: "r_1" }]);
+
+    await down(a);
+    await down(b);
+    router.leave({ hosted: true, run });
+    expect({ names: names(), forwarding: forwarding() }).toEqual(before);
+    expect(ruleset()).toBe("");
+    await w.end();
+    expect(router.interfaces(a.guest.uuid)).toEqual([]);
+  });
+
+  test("configured links have their names and addresses; the multicast bit is masked; the first route counts", async () => {
+    const link = { if_name: "eth0", configure: true, if_rootns_name: "web0", if_mac: "63:04:6e:d6:a2:5a" };
+    const c = await up(
+      newcomer({
+        config: config({
+          vnet_configs: [link, { if_name: "eth1", configure: false, if_rootns_name: "", if_mac: "" }],
+        }),
+      }),
+    );
+    const table = router.interfaceTable(c.guest.uuid);
+    expect(table.map((t) => [t.link.name, t.link.up, t.addresses.filter((x) => x.includes("."))])).toEqual([
+      ["lo", true, ["127.0.0.1/8"]],
+      ["eth0", true, ["172.23.0.2/24"]],
+      ["eth1", false, []],
+    ]);
+    expect(table[1]!.link.mac).toBe("62:04:6e:d6:a2:5a");
+    const show = Bun.spawnSync([
+      "nsenter",
+      `--net=/proc/${c.child.pid}/ns/net`,
+      "ip",
+      "route",
+    ]).stdout.toString();
+    expect(show).toContain("default via 172.23.0.1 dev eth0");
+    expect(names()).toEqual(["lo", "web0", "r_1"]);
+    await down(c);
+    expect(names()).toEqual(["lo"]);
+  });
+
+  test("a start that fails releases everything, and leaves a link that only has the name alone", async () => {
+    route.do([addLink("mine", "bridge")]);
+    const taken = { if_name: "host0", configure: true, if_rootns_name: "mine", if_mac: "" };
+    const free = { if_name: "eth0", configure: true, if_rootns_name: "", if_mac: "" };
+    const g = newcomer({ config: config({ vnet_configs: [free, taken] }) });
+    const veths = router.plan(g);
+    const child = sleeper(CLONE_NEWUSER);
+    await expect(router.connectNew(g, child.pid, veths)).rejects.toThrow(
+      "link add mine type veth peer host0: EEXIST",
+    );
+    await end(child);
+    await g.ledger.release();
+    expect(names()).toEqual(["lo", "mine"]);
+    route.do([deleteLink("mine")]);
+    // The subnets are free again.
+    const next = newcomer();
+    expect(router.plan(next)[0]!.subnet).toBe(0);
+    await next.ledger.release();
+  });
+
+  test("device: core0 is the router; a container waits for it, survives its restart, never reaches the CML", async () => {
+    const early = await up(newcomer({ hosted: false }));
+    expect(router.interfaces(early.guest.uuid).length).toBe(1); // lo alone
+    for (let round = 0; round < 2; round++) {
+      const c0 = await up(newcomer({ c0: true, hosted: false }));
+      const w = world(c0.netns, "cmleth0");
+      await router.routerChanged();
+      const late = await up(newcomer({ hosted: false }));
+      expect(names()).toEqual(["lo", "uplink"]);
+      expect([early, late, c0].map((c) => c.guest.lines)).toEqual([[], [], []]);
+      {
+        using out = udp(w.netns, 53);
+        using ue = udp(early.netns, 7000);
+        using ul = udp(late.netns, 7000);
+        using cml = udp(here, 7000);
+        using core = udp(c0.netns, 7000);
+        ue.send("10.9.0.2", 53, "early");
+        ul.send("10.9.0.2", 53, "late");
+        cml.send("10.9.0.2", 53, "cml"); // the CML's own way out
+        expect(out.received()).toEqual(["early from 10.9.0.1", "late from 10.9.0.1", "cml from 10.9.0.1"]);
+        const uplink = addresses(route)
+          .find((x) => x.address.startsWith("172.23."))!
+          .address.replace(/\/.*/, "");
+        ue.send(uplink, 7000, "to the CML");
+        core.send(uplink, 7000, "core0 to the CML");
+        expect(cml.received()).toEqual([]);
+        ul.send("10.9.0.1", 7000, "to core0"); // what core0 offers is core0's own matter
+        expect(core.received()[0]).toMatch(/^to core0 from 172\.23\./);
+      }
+      await down(late);
+      await w.end();
+      await down(c0);
+      expect(names()).toEqual(["lo"]);
+    }
+    await down(early);
+    router.leave({ hosted: false, run });
+    expect(ruleset()).toBe("");
+  });
+
+  test("a claimed link goes to its container, comes back, and can be assigned while it runs", async () => {
+    route.do([addVeth({ name: "nic0", mac: "02:00:00:00:00:09" }, { name: "switch0" })]);
+    const c = await up(
+      newcomer({
+        config: config({
+          net_ifaces: [
+            { netif: "02:00:00:00:00:09", mac_filter: [] },
+            { netif: "nic9", mac_filter: [] },
+          ],
+        }),
+      }),
+    );
+    const inside = (): string[] => router.interfaceTable(c.guest.uuid).map((t) => t.link.name);
+    expect(inside()).toEqual(["lo", "host0", "nic0"]);
+    expect(c.guest.lines).toEqual(["network interface nic9 is not there"]);
+
+    const other = await up(newcomer());
+    await expect(router.assign(other.guest.uuid, "nic0")).rejects.toThrow("nic0 is assigned to guest");
+    await router.unassign(c.guest.uuid, "nic0");
+    await router.unassign(c.guest.uuid, "nic0");
+    expect(names()).toContain("nic0");
+    await router.assign(other.guest.uuid, "nic0");
+    await router.assign(other.guest.uuid, "nic0");
+    await expect(router.assign(other.guest.uuid, "nic8")).rejects.toThrow(
+      "network interface nic8 is not there",
+    );
+
+    // Whatever the container calls it, it comes back under our name when the container ends.
+    const [r] = netlinkIn(other.netns, NETLINK_ROUTE);
+    using theirs = r!;
+    theirs.do([renameLink(linkOf(theirs.do([getLink("nic0")])[0]!).index, "evil")]);
+    await down(other);
+    await down(c);
+    expect(names()).toEqual(["lo", "switch0", "nic0"]);
+    route.do([deleteLink("nic0")]);
+  });
+
+  test("another cmld finds addresses and links in the ledger again", async () => {
+    const c = await up(newcomer());
+    const again = `${import.meta.dir}/../../src/cmld/router.ts?another`;
+    const next = (await import(again)) as typeof router;
+    const links = c.guest.ledger.all("veth");
+    await next.adopt(c.guest, c.child.pid);
+    expect(next.vnets(c.guest.uuid)).toEqual(router.vnets(c.guest.uuid)!);
+    expect(next.interfaces(c.guest.uuid)).toEqual(router.interfaces(c.guest.uuid));
+    const later = newcomer();
+    expect(next.plan(later)[0]!.subnet).not.toBe(links[0]!.subnet);
+    await later.ledger.release();
+    // Its container died with the first cmld: the next one releases what the ledger names.
+    await end(c.child);
+    c.netns.close();
+    next.networkReleases.network(c.guest);
+    for (const v of links) await next.networkReleases.veth(v);
+    expect(names()).toEqual(["lo"]);
+    await c.guest.ledger.release(); // all of it is gone: no error
+    expect(next.vnets(c.guest.uuid)).toBeUndefined();
+  });
+
+  test("a socket in a container's namespace takes only the kernel's word", () => {
+    const child = sleeper(CLONE_NEWUSER);
+    const netns = netnsOf(child.pid);
+    const [r, s] = openIn(
+      netns,
+      [NETLINK_ROUTE, NETLINK_ROUTE].map((p) => (save) => socket(16, SOCK_RAW, p, save)),
+    );
+    const name = new Struct(12).u16(16).bytes;
+    now({ call: "bind", args: [r!.n, name, 12] });
+    const length = new Struct(4).u32(12).bytes;
+    now({ call: "getsockname", args: [r!.n, name, length] });
+    // Root of the container sends an acknowledgement to our port before the kernel does.
+    const forgedAck = new Struct(36).u32(36).u16(2).u16(0).u32(1).u32(0).i32(-1).bytes;
+    now({ call: "sendto", args: [s!.n, forgedAck, 36, 0, name, 12] });
+    using n = new Netlink(r!);
+    n.do([upLink("lo")]);
+    expect(links(n)[0]!.up).toBe(true);
+    s!.close();
+    netns.close();
+  });
+
+  test("linksUp() waits for the carrier", async () => {
+    const child = sleeper();
+    const netns = netnsOf(child.pid);
+    const [socket] = netlinkIn(netns, NETLINK_ROUTE);
+    using theirs = socket!;
+    const made = theirs
+      .do([addVeth({ name: "v0" }, { name: "v1" }), getLink("v0"), upLink("v0")])
+      .map(linkOf);
+    const up = linksUp(netns, theirs, [made[0]!.index]);
+    theirs.do([upLink("v1")]);
+    await up;
+    expect(linkOf(theirs.do([getLink("v0")])[0]!).state).toBe("UP");
+    netns.close();
+  });
+
+  test("every answer names what was refused", () => {
+    expect(() => route.do([addVeth({ name: "a/b" }, { name: "x" })])).toThrow(
+      "link add a/b type veth peer x: EINVAL",
+    );
+    expect(() => route.do([defaultRoute(1, "10.0.0.1")])).toThrow(
+      "route replace default via 10.0.0.1 dev 1: E",
+    );
+  });
+}
