@@ -1,4 +1,40 @@
-// control: being written.
-export async function main(_args: string[]): Promise<number> {
-  throw new Error("control: not written yet");
+// The client of cmld's control socket. Exit status: 0 done, 1 refused, 255 wrong usage, and with `run` the command's.
+import { chain } from "../sys/error.ts";
+import { Call } from "./answer.ts";
+import { parse, Usage } from "./arguments.ts";
+import { SOCKET } from "./client.ts";
+import { COMMANDS, type Row } from "./commands.ts";
+import { harmless, out } from "./print.ts";
+
+const [OK, REFUSED, USAGE] = [0, 1, 255];
+/** As a shell has it for a program that SIGPIPE ended. */
+const NOBODY_READS = 141;
+
+export async function main(args: string[]): Promise<number> {
+  let row: Row | undefined;
+  let title = "";
+  try {
+    const { command, given } = parse(args, COMMANDS, (found) => {
+      row = found;
+      title = `${found.name}: `;
+    });
+    if (!command || given.has("help")) {
+      const { usage } = await import("./usage.ts");
+      await out(await usage(command));
+      return given.has("help") ? OK : USAGE;
+    }
+    const container = given.words("container")[0];
+    title = `${container === undefined ? command.name : `${command.name} ${container}`}: `;
+    const call = new Call(title.slice(0, -2), given, given.value("socket") ?? SOCKET);
+    for (const what of given.ignored) call.note(`${what} is ignored`);
+    return await command.act(call);
+  } catch (e) {
+    if ((e as { code?: string }).code === "EPIPE") return NOBODY_READS;
+    if (e instanceof Usage) {
+      const { usage } = await import("./usage.ts");
+      await out(await usage(row));
+    }
+    process.stderr.write(`control: ${harmless(title)}${harmless(chain(e))}\n`);
+    return e instanceof Usage ? USAGE : REFUSED;
+  }
 }

@@ -1,0 +1,109 @@
+// Answers on standard output: for a program (a pipe, a file) in the text format with the words that the original
+// prints; as JSON where asked for; for a person as a table or a sentence. Everything that a container or a file could
+// have put into an answer is made harmless before it reaches a terminal.
+import { DaemonToController } from "../../proto/gen/proto.js";
+import { print as asText } from "../lib/text.ts";
+
+export type Manner = "text" | "json" | "person";
+
+/** Extensions of the protocol begin here; none of them belongs to an answer as the original prints it. */
+const OURS = 1000;
+
+/** In order, and finished before the program ends: process.stdout keeps what a pipe does not take yet. */
+export function out(text: string | Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(text, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
+/** As the original prints it: without what we added to its answers. */
+export function text(m: DaemonToController): string {
+  if (m.code >= OURS) return asText(DaemonToController, m);
+  const theirs: Record<string, unknown> = { ...m };
+  for (const f of DaemonToController.schema.fields) if (f.id >= OURS) delete theirs[f.name];
+  return asText(DaemonToController, theirs);
+}
+
+export const json = (m: DaemonToController): string => `${JSON.stringify(DaemonToController.plain(m))}\n`;
+
+// --- for a person ----------------------------------------------------------------
+
+/** C0, DEL, C1, and what changes the direction of writing. */
+const ACTIVE = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const escaped = (c: string): string => {
+  const n = c.codePointAt(0)!;
+  return n < 0x100 ? `\\x${n.toString(16).padStart(2, "0")}` : `\\u${n.toString(16).padStart(4, "0")}`;
+};
+const COLOUR = /(\x1b\[[0-9;]{0,16}m)/;
+
+/** A text of several lines that nothing on the terminal acts upon; colours stay if wanted. */
+export const harmless = (s: string, colours = false): string =>
+  colours
+    ? s
+        .replace(/\r\n/g, "\n")
+        .split(COLOUR)
+        .map((part, i) => (i % 2 ? part : part.replace(ACTIVE, escaped)))
+        .join("")
+    : s.replace(ACTIVE, escaped);
+
+/** A name in one word: as it is if it is a proper one, else in quotes. */
+export const named = (name: string): string =>
+  /^[A-Za-z0-9._-]{1,63}$/.test(name) ? name : harmless(JSON.stringify(name));
+
+type Paint = (s: string) => string;
+export interface Colours {
+  readonly head: Paint;
+  readonly good: Paint;
+  readonly busy: Paint;
+  readonly cold: Paint;
+  readonly bad: Paint;
+  readonly quiet: Paint;
+}
+
+export async function colours(): Promise<Colours> {
+  const { colors } = await import("consola/utils"); // none if NO_COLOR is set, or on a dumb terminal
+  return {
+    head: (s) => colors.bold(s),
+    good: (s) => colors.green(s),
+    busy: (s) => colors.yellow(s),
+    cold: (s) => colors.cyan(s),
+    bad: (s) => colors.red(s),
+    quiet: (s) => colors.dim(s),
+  };
+}
+
+/** Columns as wide as their widest word; colours do not count. */
+export function table(head: readonly string[], rows: readonly (readonly string[])[], c: Colours): string {
+  const all = [head.map((h) => c.head(h)), ...rows];
+  const widths = head.map((_, i) => Math.max(...all.map((row) => Bun.stringWidth(row[i] ?? ""))));
+  return all
+    .map(
+      (row) =>
+        row
+          .map((cell, i) => cell + " ".repeat(widths[i]! - Bun.stringWidth(cell)))
+          .join("  ")
+          .trimEnd() + "\n",
+    )
+    .join("");
+}
+
+/** 3725 → "1h 2m". */
+export function duration(seconds: number): string {
+  const [d, h, m, s] = [
+    Math.floor(seconds / 86400),
+    Math.floor(seconds / 3600) % 24,
+    Math.floor(seconds / 60) % 60,
+    Math.floor(seconds) % 60,
+  ];
+  if (d > 0) return `${d}d ${h}h`;
+  if (h > 0) return `${h}h ${m}m`;
+  return m > 0 ? `${m}m ${s}s` : `${s}s`;
+}
+
+/** 1536 → "1.5 KiB". */
+export function size(bytes: number): string {
+  if (bytes >= 2 ** 64) return "unknown";
+  const unit = bytes < 1024 ? 0 : Math.min(Math.floor(Math.log2(bytes) / 10), 4);
+  const n = bytes / 1024 ** unit;
+  return `${unit === 0 || n >= 100 ? Math.round(n) : n.toFixed(1)} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
+}

@@ -1,0 +1,100 @@
+// The terminal that somebody sits at, if there is one: secrets read without showing them, raw mode for a command in a
+// container. Whatever changes its settings gives them back on every way out: return, error, exit and signal.
+import { constants } from "node:os";
+import { now } from "../sys/now.ts";
+import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty.ts";
+
+const STDIN = 0;
+/** More than a terminal's line can hold (N_TTY_BUF_SIZE, drivers/tty/n_tty.c). */
+const LINE_MAX = 4096;
+
+const FATAL = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
+
+/** Standard input with other settings, until disposed. Nothing happens if it is no terminal. */
+export class Changed implements Disposable {
+  readonly #before = getSettings(STDIN);
+  readonly #restore = (): void => this[Symbol.dispose]();
+  readonly #killed = (signal: NodeJS.Signals): never => {
+    this[Symbol.dispose]();
+    process.exit(128 + constants.signals[signal]);
+  };
+  #open = false;
+
+  private constructor(change: (from: Settings) => Settings, discard: boolean) {
+    if (!this.#before) return;
+    this.#open = true;
+    process.on("exit", this.#restore);
+    for (const signal of FATAL) process.on(signal, this.#killed);
+    now(setSettings(STDIN, change(this.#before), discard));
+  }
+  static toRaw(): Changed {
+    return new Changed(raw, false);
+  }
+  static toSilent(): Changed {
+    return new Changed(silent, true);
+  }
+  [Symbol.dispose](): void {
+    if (!this.#open || !this.#before) return;
+    this.#open = false;
+    process.off("exit", this.#restore);
+    for (const signal of FATAL) process.off(signal, this.#killed);
+    now(setSettings(STDIN, this.#before));
+  }
+}
+
+/** Standard input in lines, or in the pieces in which it comes. Nothing is read before it is asked for. */
+export class Input {
+  #stream: AsyncIterator<Uint8Array> | undefined;
+  #rest: Uint8Array = new Uint8Array(0);
+
+  /** Undefined at the end. */
+  async chunk(): Promise<Uint8Array | undefined> {
+    if (this.#rest.length > 0) {
+      const rest = this.#rest;
+      this.#rest = new Uint8Array(0);
+      return rest;
+    }
+    this.#stream ??= (Bun.stdin.stream() as AsyncIterable<Uint8Array>)[Symbol.asyncIterator]();
+    for (;;) {
+      const { value, done } = await this.#stream.next();
+      if (done) return undefined;
+      if (value.length > 0) return value;
+    }
+  }
+
+  /** Without its end of line; at the end of the input what is left, perhaps nothing. */
+  async line(): Promise<Uint8Array> {
+    let line: Uint8Array = new Uint8Array(0);
+    for (;;) {
+      const chunk = await this.chunk();
+      if (!chunk) return line;
+      const end = chunk.indexOf(10);
+      const part = end < 0 ? chunk : chunk.subarray(0, end);
+      if (line.length + part.length > LINE_MAX) throw new Error(`a line of more than ${LINE_MAX} bytes`);
+      const longer = new Uint8Array(line.length + part.length);
+      longer.set(line);
+      longer.set(part, line.length);
+      line.fill(0);
+      line = longer;
+      if (end >= 0) {
+        this.#rest = chunk.subarray(end + 1);
+        return line;
+      }
+    }
+  }
+
+  /** Ask for a secret. The question goes to standard output, as the original's; to the terminal if that is elsewhere. */
+  async secret(question: string): Promise<string> {
+    const elsewhere = process.stdin.isTTY && !process.stdout.isTTY;
+    (elsewhere ? process.stderr : process.stdout).write(question);
+    using _silent = Changed.toSilent();
+    const line = await this.line();
+    try {
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(line);
+    } catch (cause) {
+      throw new Error("the password is not UTF-8", { cause });
+    } finally {
+      line.fill(0); // the string cannot be wiped: the message needs one; the program ends soon
+    }
+  }
+}
