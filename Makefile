@@ -103,7 +103,7 @@ test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice 
 	$(BUN) test/run.ts unit
 
 .PHONY: test-host
-test-host: $(OUT)/cml ## real namespaces, mounts, cgroups and sockets on this machine (root)
+test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests ## real namespaces, mounts, cgroups and sockets on this machine (root)
 	$(BUN) test/run.ts host
 
 .PHONY: soak-fuzz
