@@ -40,6 +40,14 @@ export const recorded: readonly Recorded[] = (
     };
   });
 
+/** What a daemon can do with a connection besides answering. */
+export interface Line {
+  hangUp(): void;
+  /** Read no more until resume(). */
+  pause(): void;
+  resume(): void;
+}
+
 export type Answer = (answer: IDaemonToController | Uint8Array) => void;
 
 /** Listens as long as it is not disposed; `on` answers each request, by message or by recorded bytes. */
@@ -48,7 +56,7 @@ export class TestDaemon implements Disposable {
   readonly socket = `${this.folder}/socket`;
   readonly requests: { bytes: Uint8Array; message: ControllerToDaemon }[] = [];
   readonly #listener;
-  constructor(on: (request: ControllerToDaemon, answer: Answer, hangUp: () => void) => void) {
+  constructor(on: (request: ControllerToDaemon, answer: Answer, line: Line) => void) {
     const requests = this.requests;
     this.#listener = Bun.listen<{ unframer: Unframer; queue: Uint8Array[] }>({
       unix: this.socket,
@@ -64,7 +72,11 @@ export class TestDaemon implements Disposable {
               socket.data.queue.push(frame(a instanceof Uint8Array ? a : DaemonToController.encode(a)));
               flush(socket);
             };
-            on(message, answer, () => socket.end());
+            on(message, answer, {
+              hangUp: () => socket.end(),
+              pause: () => socket.pause(),
+              resume: () => socket.resume(),
+            });
           }
         },
         drain: (socket) => flush(socket),
@@ -115,7 +127,7 @@ function configOf(uuid: string): Uint8Array {
  */
 export function replay(r: Recorded): TestDaemon {
   let [asked, answered] = [0, 0];
-  return new TestDaemon((request, answer, hangUp) => {
+  return new TestDaemon((request, answer, line) => {
     const last = ControllerToDaemon.decode(r.requests.at(-1)!).command;
     if (isAdded(request) && request.command !== last) {
       if (request.command === Command.GET_CONTAINER_CONFIG) answer(configOf(request.container_uuids[0]!));
@@ -125,7 +137,7 @@ export function replay(r: Recorded): TestDaemon {
     asked++;
     if (asked === r.requests.length) {
       for (const a of r.answers.slice(answered)) answer(a);
-      if (answered === r.answers.length) hangUp();
+      if (answered === r.answers.length) line.hangUp();
       answered = r.answers.length;
     } else if (request.command !== Command.CONTAINER_EXEC_CMD) answer(r.answers[answered++]!);
   });

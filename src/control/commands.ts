@@ -255,7 +255,8 @@ async function withKey(
   if (key !== undefined) return { ...(key !== true && { key }), ...setup };
   if (known && (await tokenless(connection, uuid))) return setup;
   const { Input } = await import("./terminal.ts");
-  return { key: await new Input().secret("Password: "), ...setup };
+  await using input = new Input();
+  return { key: await input.secret("Password: "), ...setup };
 }
 
 async function start(call: Call): Promise<number> {
@@ -299,7 +300,7 @@ async function changePin(call: Call): Promise<number> {
   using connection = await call.connect();
   const [container] = await find(connection, [call.given.word("container")]);
   const { Input } = await import("./terminal.ts");
-  const input = new Input();
+  await using input = new Input();
   const device_pin = await input.secret("Current Password: ");
   const device_newpin = await input.secret("New Password: ");
   if ((await input.secret("Re-enter New Password: ")) !== device_newpin)

@@ -51,7 +51,8 @@ export async function run(call: Call): Promise<number> {
     quietly(connection.send({ command: Command.EXEC_RESIZE, container_uuids, ...windowOf(window) }));
   };
   if (size) process.on("SIGWINCH", resized);
-  quietly(input(connection, container_uuids));
+  await using stdin = new Input();
+  quietly(input(stdin, connection, container_uuids));
 
   for (;;) {
     const m = await connection.next();
@@ -87,8 +88,7 @@ function ended(call: Call, m: DaemonToController): number {
 }
 
 /** What comes in goes on, and so does its end. The next piece is read when the daemon's socket has taken the last. */
-async function input(connection: Connection, container_uuids: string[]): Promise<void> {
-  const stdin = new Input();
+async function input(stdin: Input, connection: Connection, container_uuids: string[]): Promise<void> {
   const command = Command.CONTAINER_EXEC_INPUT;
   for (;;) {
     const bytes = await stdin.chunk();

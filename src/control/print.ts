@@ -9,8 +9,12 @@ export type Manner = "text" | "json" | "person";
 /** Extensions of the protocol begin here; none of them belongs to an answer as the original prints it. */
 const OURS = 1000;
 
+let listened = false;
+
 /** In order, and finished before the program ends: process.stdout keeps what a pipe does not take yet. */
 export function out(text: string | Uint8Array): Promise<void> {
+  if (!listened) process.stdout.on("error", () => {}); // told to the callback below as well
+  listened = true;
   return new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => (error ? reject(error) : resolve()));
   });

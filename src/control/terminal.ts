@@ -42,9 +42,18 @@ export class Changed implements Disposable {
   }
 }
 
-/** Standard input in lines, or in the pieces in which it comes. Nothing is read before it is asked for. */
-export class Input {
-  #stream: AsyncIterator<Uint8Array> | undefined;
+/** What we need of a stream's reader. */
+interface Reader {
+  read(): Promise<{ readonly done: boolean; readonly value?: Uint8Array | undefined }>;
+  cancel(): Promise<void>;
+}
+
+/**
+ * Standard input in lines, or in the pieces in which it comes. Nothing is read before it is asked for; to be disposed,
+ * because a program with a read under way does not end.
+ */
+export class Input implements AsyncDisposable {
+  #reader: Reader | undefined;
   #rest: Uint8Array = new Uint8Array(0);
 
   /** Undefined at the end. */
@@ -54,10 +63,10 @@ export class Input {
       this.#rest = new Uint8Array(0);
       return rest;
     }
-    this.#stream ??= (Bun.stdin.stream() as AsyncIterable<Uint8Array>)[Symbol.asyncIterator]();
+    this.#reader ??= Bun.stdin.stream().getReader() as Reader;
     for (;;) {
-      const { value, done } = await this.#stream.next();
-      if (done) return undefined;
+      const { value, done } = await this.#reader.read();
+      if (done || !value) return undefined;
       if (value.length > 0) return value;
     }
   }
@@ -86,8 +95,8 @@ export class Input {
   /** Ask for a secret. The question goes to standard output, as the original's; to the terminal if that is elsewhere. */
   async secret(question: string): Promise<string> {
     const elsewhere = process.stdin.isTTY && !process.stdout.isTTY;
+    using _silent = Changed.toSilent(); // before the question: an answer may come at once
     (elsewhere ? process.stderr : process.stdout).write(question);
-    using _silent = Changed.toSilent();
     const line = await this.line();
     try {
       return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(line);
@@ -96,5 +105,9 @@ export class Input {
     } finally {
       line.fill(0); // the string cannot be wiped: the message needs one; the program ends soon
     }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#reader?.cancel();
   }
 }
