@@ -180,6 +180,7 @@ export function plan(s: Newcomer): Veth[] {
     if_mac: "",
     configure: true,
   });
+  if (s.config.loopback_only) return [];
   const configured = s.config.vnet_configs;
   const wanted = s.isC0 ? [link("cml", "uplink")] : configured.length > 0 ? configured : [link("host0")];
   const veths: Veth[] = [];
