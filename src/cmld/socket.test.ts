@@ -11,6 +11,9 @@ const folder = mkdtempSync(join(tmpdir(), "socket-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 const utf8 = (s: string) => new Uint8Array(Buffer.from(s));
 let sockets = 0;
+const until = async (condition: () => boolean): Promise<void> => {
+  while (!condition()) await new Promise<void>((next) => setImmediate(next));
+};
 
 /** A server whose messages are texts; by default it echoes them. */
 function server(
@@ -142,7 +145,7 @@ test("an incomplete message has a time limit, and all of them together a limit i
   const first = await Client.to(t.path);
   first.socket.write(Buffer.concat([Buffer.from([0, 0, 64, 0]), Buffer.alloc(12_000)]));
   const second = await Client.to(t.path);
-  while (t.peers.size < 2) await Bun.sleep(1);
+  await until(() => t.peers.size === 2);
   second.socket.write(Buffer.concat([Buffer.from([0, 0, 64, 0]), Buffer.alloc(12_000)]));
   await Promise.race([first.closed, second.closed]);
   expect([...first.answers, ...second.answers].join()).toContain("bytes of incomplete messages");
@@ -157,7 +160,7 @@ test("one connection too many is told so", async () => {
   await third.closed;
   expect(third.answers).toEqual(["no: 2 connections are open already, and no more are allowed"]);
   two[0]!.socket.destroy();
-  while (s.peers.size > 1) await Bun.sleep(1);
+  await until(() => s.peers.size === 1);
   expect(await (await Client.to(s.path)).say("again").until(1)).toEqual(["again"]);
 });
 
@@ -173,7 +176,7 @@ test("send() waits for a reader that is slow, and the source with it", async () 
   let before = -1;
   while (sent === 0 || sent !== before) {
     before = sent;
-    await Bun.sleep(20);
+    await Bun.sleep(20); // nothing happens any more: no condition to wait for
   }
   expect(sent).toBeLessThan(100);
   expect([...s.peers][0]!.queued).toBeLessThan(GUEST.waiting + 20_000);
@@ -193,7 +196,7 @@ test("gone is told when the peer disappears, and send() does not wait for it", a
   const c = (await Client.to(s.path)).say("go");
   await c.until(1);
   c.socket.destroy();
-  while (s.peers.size > 0) await Bun.sleep(1);
+  await until(() => s.peers.size === 0);
   expect(left).toBeTrue();
 });
 
@@ -205,7 +208,7 @@ test("many small messages in one piece do not keep others waiting", async () => 
   });
   const flood = await Client.to(s.path);
   flood.socket.write(Buffer.concat(Array(50_000).fill(Buffer.from(frame(utf8("x"))))));
-  while (handled === 0) await Bun.sleep(0);
+  await until(() => handled > 0);
   const c = await Client.to(s.path);
   c.say("ping");
   await c.until(1);
