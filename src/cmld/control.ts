@@ -1,0 +1,724 @@
+// The control protocol: one row per command with who may use it, how its failure is told, and what it does. A command
+// without a row does not compile. Every request except CONTAINER_EXEC_INPUT gets exactly one final answer, and every
+// failure says in error_text what was tried, on what, and why not.
+//
+// Requests of one connection are handled one after the other. Three go on after they were answered or begun: EVENTS
+// and LOGS with log_follow until the client hangs up, EXEC_CMD until its EXEC_END.
+import * as proto from "../../proto/gen/proto.js";
+import { FRAME_MAX } from "../lib/frame.ts";
+import { parseUuid } from "../lib/uuid.ts";
+import { chain } from "../sys/error.ts";
+import { shownName } from "./config.ts";
+import type { ContainerLife } from "./container.ts";
+import type { Stored } from "./containers.ts";
+import type { Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
+import type { GuestOs, Installation } from "./guestos.ts";
+import type { Limits, Peer, Protocol } from "./socket.ts";
+
+type Request = proto.ControllerToDaemon;
+type Answer = proto.IDaemonToController;
+const { Command } = proto.ControllerToDaemon;
+const { Code, Response } = proto.DaemonToController;
+const { ContainerState, ContainerTokenType } = proto;
+
+/** A container as the protocol sees it. */
+export interface Known extends ContainerLife {
+  readonly stored: Stored;
+  readonly isC0: boolean;
+}
+
+/** A piece of a log; `last` is the last one of its file. */
+export interface LogPiece {
+  readonly file: string;
+  readonly text: string;
+  readonly last: boolean;
+}
+
+export interface StateEvent {
+  readonly container: string;
+  readonly message: proto.IContainerEvent;
+}
+
+/** What the rows do their work with. Every method rejects with a sentence. */
+export interface Daemon {
+  readonly hosted: boolean;
+  readonly provisioned: boolean;
+  readonly deviceUuid: string | undefined;
+  containers(): readonly Known[];
+  container(uuid: string): Known | undefined;
+  status(c: Known): proto.IContainerStatus;
+  /** As stored, with what is known only while it runs. */
+  configuration(c: Known): proto.IContainerConfig;
+  create(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Known>;
+  update(c: Known, source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Known>;
+  /** Resolves when it is gone or, if it runs, has been killed and is going. */
+  remove(c: Known): Promise<void>;
+  wipe(c: Known): Promise<void>;
+  reload(): Promise<void>;
+  start(c: Known, options: { setup: boolean }): Promise<void>;
+  explain(c: Known): Promise<string[]>;
+  exec(c: Known, request: ExecRequest, client: ExecClient): Session;
+  interfaces(c: Known): Promise<string[]>;
+  assignInterface(c: Known, name: string, persistent: boolean): Promise<void>;
+  unassignInterface(c: Known, name: string, persistent: boolean): Promise<void>;
+  deviceAccess(c: Known, rule: string): Promise<void>;
+  stats(c: Known): proto.IContainerStats;
+
+  guestOses(): readonly GuestOs[];
+  push(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Installation>;
+  removeGuestOs(name: string): Promise<void>;
+
+  deviceStats(): Promise<proto.IDeviceStats>;
+  setProvisioned(): Promise<void>;
+  /** Resolves when it has begun. */
+  reboot(): Promise<void>;
+  wipeDevice(): Promise<void>;
+
+  /** The daemon's own log files, oldest first. */
+  logFiles(): Promise<string[]>;
+  /** Of the daemon, or of what a container wrote to its console; the newest `lines`, or all. */
+  log(source: { file: string } | { container: Known | undefined; lines?: number }): AsyncIterable<LogPiece>;
+  removeLog(file: string): Promise<void>;
+  followLog(container: Known | undefined, tell: (piece: LogPiece) => void): Disposable;
+  onEvent(tell: (event: StateEvent) => void): Disposable;
+
+  info(line: string): void;
+  warn(line: string): void;
+}
+
+/** One connection. */
+interface Client {
+  readonly peer: Peer;
+  readonly privileged: boolean;
+  send(answer: Answer): Promise<void>;
+  exec: { readonly uuid: string; readonly session: Session; room: () => void } | undefined;
+}
+
+interface Row {
+  /** Allowed on sockets of containers that may install guests. */
+  readonly guest?: true;
+  /** Allowed on a provisioned device. */
+  readonly provisioned?: true;
+  /** Changes something: one line in the log. */
+  readonly logged?: true;
+  /** The answer if run() throws; the sentence is added. */
+  readonly failure: Answer;
+  /** Undefined: everything was sent, or will be. */
+  run(d: Daemon, r: Request, c: Client): Promise<Answer | undefined> | Answer | undefined;
+}
+
+const response = (r: proto.DaemonToController.Response): Answer => ({ code: Code.RESPONSE, response: r });
+const OK = response(Response.CMD_OK);
+const FAILED = response(Response.CMD_FAILED);
+const UNSUPPORTED = response(Response.CMD_UNSUPPORTED);
+const refused = (r: proto.DaemonToController.Response, text: string): Answer => ({
+  ...response(r),
+  error_text: text,
+});
+
+/** For run(): fails with another answer than the row's. */
+class Refused extends Error {
+  constructor(
+    readonly answer: proto.DaemonToController.Response,
+    text: string,
+  ) {
+    super(text);
+  }
+}
+
+/** A subsystem that is not there yet. */
+const missing = (what: string): Row => ({
+  logged: true,
+  failure: UNSUPPORTED,
+  run: () => refused(Response.CMD_UNSUPPORTED, `${what} is not available yet`),
+});
+
+/** The one container that a request names. */
+function one(d: Daemon, r: Request): Known {
+  const { container_uuids: uuids } = r;
+  if (uuids.length !== 1) throw new Error(`one container is needed, the request names ${uuids.length}`);
+  const uuid = parseUuid(uuids[0]!);
+  if (!uuid) throw new Error(`${JSON.stringify(uuids[0])} is no uuid`);
+  const c = d.container(uuid);
+  if (!c) throw new Error(`there is no container ${uuid}`);
+  return c;
+}
+
+const orUndefined = (d: Daemon, r: Request): Known | undefined => {
+  try {
+    return one(d, r);
+  } catch {
+    return undefined;
+  }
+};
+
+/** Those named, or all; names that are not known are left out, as the original does. */
+const some = (d: Daemon, r: Request): Known[] =>
+  r.container_uuids.length === 0
+    ? [...d.containers()]
+    : r.container_uuids.flatMap((text) => {
+        const c = d.container(parseUuid(text) ?? "");
+        return c ? [c] : [];
+      });
+
+function need<T>(value: T | undefined, what: string): T {
+  if (value === undefined) throw new Error(`${what} is missing`);
+  return value;
+}
+
+const notC0 = (c: Known, what: string): void => {
+  if (c.isC0) throw new Refused(Response.CMD_UNSUPPORTED, `core0 cannot be ${what}`);
+};
+
+const configOf = (d: Daemon, all: readonly Known[]): Answer => ({
+  code: Code.CONTAINER_CONFIG,
+  container_configs: all.map((c) => d.configuration(c)),
+  container_uuids: all.map((c) => c.uuid),
+});
+
+const bytes = (b: Uint8Array | undefined): Uint8Array | undefined =>
+  b && b.length > 0 ? b.slice() : undefined; // fields lie in the frame, which is large
+
+// --- the table ----------------------------------------------------------------
+
+const onContainer =
+  (act: (d: Daemon, c: Known) => void | Promise<void>): Row["run"] =>
+  async (d, r) => {
+    await act(d, one(d, r));
+    return OK;
+  };
+
+const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
+  [Command.LIST_GUESTOS_CONFIGS]: {
+    guest: true,
+    provisioned: true,
+    failure: FAILED,
+    run: (d) => ({
+      code: Code.GUESTOS_CONFIGS_LIST,
+      guestos_configs: d.guestOses().map((os) => os.message),
+    }),
+  },
+  [Command.LIST_CONTAINERS]: {
+    provisioned: true,
+    failure: FAILED,
+    run: (d) => ({ code: Code.CONTAINERS_LIST, container_uuids: d.containers().map((c) => c.uuid) }),
+  },
+  [Command.GET_CONTAINER_STATUS]: {
+    provisioned: true,
+    failure: FAILED,
+    run: (d, r) => ({ code: Code.CONTAINER_STATUS, container_status: some(d, r).map((c) => d.status(c)) }),
+  },
+  [Command.GET_CONTAINER_CONFIG]: {
+    provisioned: true,
+    failure: FAILED,
+    run: (d, r) => configOf(d, some(d, r)),
+  },
+  [Command.GET_LAST_LOG]: { provisioned: true, failure: FAILED, run: lastLog },
+  [Command.GET_DEVICE_STATS]: {
+    provisioned: true,
+    failure: FAILED,
+    run: async (d) => ({ code: Code.DEVICE_STATS, device_stats: await d.deviceStats() }),
+  },
+  [Command.PUSH_GUESTOS_CONFIG]: {
+    guest: true,
+    provisioned: true,
+    logged: true,
+    failure: response(Response.GUESTOS_MGR_INSTALL_FAILED),
+    async run(d, r, c) {
+      const source = need(bytes(r.guestos_config_file), "guestos_config_file");
+      const installation = await d.push(
+        source,
+        bytes(r.guestos_config_signature),
+        bytes(r.guestos_config_certificate),
+      );
+      installation.finished.catch(() => {}); // told below, also if the client is gone meanwhile
+      await c.send(response(Response.GUESTOS_MGR_INSTALL_STARTED));
+      await installation.finished;
+      return response(Response.GUESTOS_MGR_INSTALL_COMPLETED);
+    },
+  },
+  [Command.RELOAD_CONTAINERS]: {
+    logged: true,
+    failure: FAILED,
+    async run(d) {
+      await d.reload();
+      return OK;
+    },
+  },
+  [Command.CREATE_CONTAINER]: {
+    provisioned: true,
+    logged: true,
+    failure: { code: Code.CONTAINER_CONFIG },
+    async run(d, r) {
+      const source = need(bytes(r.container_config_file), "container_config_file");
+      const c = await d.create(source, ...signed(r));
+      return configOf(d, [c]);
+    },
+  },
+  [Command.REMOVE_CONTAINER]: {
+    logged: true,
+    failure: FAILED,
+    run: onContainer((d, c) => {
+      if (c.isC0) throw new Error("core0 cannot be removed");
+      return d.remove(c);
+    }),
+  },
+  [Command.REGISTER_LOCALCA]: { ...missing("verifying signatures"), guest: true },
+  [Command.REGISTER_NEWCA]: missing("verifying signatures"),
+  [Command.REMOVE_GUESTOS]: {
+    logged: true,
+    failure: FAILED,
+    async run(d, r) {
+      await d.removeGuestOs(need(r.guestos_name, "guestos_name"));
+      return OK;
+    },
+  },
+  [Command.WIPE_DEVICE]: {
+    logged: true,
+    failure: FAILED,
+    async run(d) {
+      await d.wipeDevice();
+      return OK;
+    },
+  },
+  [Command.REBOOT_DEVICE]: {
+    provisioned: true,
+    logged: true,
+    failure: FAILED,
+    async run(d) {
+      await d.reboot();
+      return OK;
+    },
+  },
+  [Command.SET_PROVISIONED]: {
+    logged: true,
+    failure: FAILED,
+    async run(d) {
+      await d.setProvisioned();
+      return OK;
+    },
+  },
+  [Command.GET_PROVISIONED]: {
+    provisioned: true,
+    failure: FAILED,
+    run: (d) => ({ code: Code.DEVICE_PROVISIONED_STATE, device_is_provisioned: d.provisioned }),
+  },
+  [Command.DESTROY_SYSTEM]: { ...missing("clearing the TPM"), provisioned: true },
+  // Without scd there is no request to sign: the answer has no such field, as the original's when scd says no.
+  [Command.PULL_DEVICE_CSR]: {
+    failure: FAILED,
+    run: () => ({
+      code: Code.DEVICE_CSR,
+      error_text: "scd, which makes the device's keys, is not available yet",
+    }),
+  },
+  [Command.PUSH_DEVICE_CERT]: missing("scd, which keeps the device's certificate,"),
+  [Command.CHANGE_DEVICE_PIN]: {
+    failure: UNSUPPORTED,
+    run: () => refused(Response.CMD_UNSUPPORTED, "there is no device PIN any more"),
+  },
+  [Command.CONTAINER_START]: {
+    provisioned: true,
+    logged: true,
+    failure: response(Response.CONTAINER_START_EINTERNAL),
+    run: start,
+  },
+  [Command.CONTAINER_STOP]: {
+    provisioned: true,
+    logged: true,
+    failure: response(Response.CONTAINER_STOP_FAILED_NOT_RUNNING),
+    async run(d, r) {
+      const c = one(d, r);
+      notC0(c, "stopped");
+      if (c.state === "ZOMBIE")
+        throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${nameOf(c)} is ZOMBIE: wipe it first`);
+      await c.stop();
+      return response(Response.CONTAINER_STOP_OK);
+    },
+  },
+  [Command.CONTAINER_SWITCH]: {
+    failure: UNSUPPORTED,
+    run: () => refused(Response.CMD_UNSUPPORTED, "containers do not take turns at a screen"),
+  },
+  [Command.CONTAINER_FREEZE]: { logged: true, failure: FAILED, run: onContainer((_, c) => c.freeze()) },
+  [Command.CONTAINER_UNFREEZE]: { logged: true, failure: FAILED, run: onContainer((_, c) => c.unfreeze()) },
+  [Command.CONTAINER_WIPE]: { logged: true, failure: FAILED, run: onContainer((d, c) => d.wipe(c)) },
+  // The next three do nothing and always have: existing scripts call them.
+  [Command.CONTAINER_SNAPSHOT]: { failure: FAILED, run: onContainer(() => {}) },
+  [Command.CONTAINER_ALLOWAUDIO]: { failure: FAILED, run: onContainer(() => {}) },
+  [Command.CONTAINER_DENYAUDIO]: { failure: FAILED, run: onContainer(() => {}) },
+  [Command.CONTAINER_ASSIGNIFACE]: {
+    logged: true,
+    failure: FAILED,
+    async run(d, r) {
+      const c = one(d, r);
+      const p = need(r.assign_iface_params, "assign_iface_params");
+      await d.assignInterface(c, need(p.iface_name, "iface_name"), p.persistent ?? false);
+      return OK;
+    },
+  },
+  [Command.CONTAINER_UNASSIGNIFACE]: {
+    logged: true,
+    failure: FAILED,
+    async run(d, r) {
+      const c = one(d, r);
+      const p = need(r.assign_iface_params, "assign_iface_params");
+      await d.unassignInterface(c, need(p.iface_name, "iface_name"), p.persistent ?? false);
+      return OK;
+    },
+  },
+  [Command.CONTAINER_LIST_IFACES]: {
+    provisioned: true,
+    failure: FAILED,
+    run: async (d, r) => ({ code: Code.CONTAINER_IFACES, container_ifaces: await d.interfaces(one(d, r)) }),
+  },
+  [Command.CONTAINER_EXEC_CMD]: { logged: true, failure: { code: Code.EXEC_END }, run: execute },
+  [Command.CONTAINER_EXEC_INPUT]: { failure: FAILED, run: input },
+  [Command.CONTAINER_UPDATE_CONFIG]: {
+    provisioned: true,
+    logged: true,
+    failure: { code: Code.CONTAINER_CONFIG },
+    async run(d, r) {
+      const c = one(d, r);
+      const source = need(bytes(r.container_config_file), "container_config_file");
+      return configOf(d, [await d.update(c, source, ...signed(r))]);
+    },
+  },
+  [Command.CONTAINER_CHANGE_TOKEN_PIN]: {
+    ...missing("scd, which keeps tokens,"),
+    provisioned: true,
+  },
+  [Command.CONTAINER_CMLD_HANDLES_PIN]: {
+    provisioned: true,
+    failure: FAILED,
+    run: (d, r) => ({
+      code: Code.CONTAINER_CMLD_HANDLES_PIN,
+      container_cmld_handles_pin: one(d, r).config.usb_pin_entry,
+    }),
+  },
+  [Command.CONTAINER_DEV_ACCESS]: {
+    logged: true,
+    failure: FAILED,
+    async run(d, r) {
+      await d.deviceAccess(one(d, r), need(r.dev_rule, "dev_rule"));
+      return OK;
+    },
+  },
+  [Command.EVENTS]: { provisioned: true, failure: FAILED, run: events },
+  [Command.STATS]: {
+    provisioned: true,
+    failure: FAILED,
+    run(d, r) {
+      const all = some(d, r);
+      const named = r.container_uuids.length > 0;
+      return {
+        code: Code.CONTAINER_STATS,
+        stats: all.filter((c) => named || c.pid !== undefined).map((c) => d.stats(c)),
+      };
+    },
+  },
+  [Command.LOGS]: { provisioned: true, failure: FAILED, run: logs },
+  [Command.AUDIT]: { ...missing("the audit log"), provisioned: true },
+  [Command.EXPLAIN]: {
+    provisioned: true,
+    failure: FAILED,
+    run: async (d, r) => ({ code: Code.CONTAINER_PROGRAM, program: { ops: await d.explain(one(d, r)) } }),
+  },
+  [Command.EXEC_RESIZE]: {
+    failure: FAILED,
+    run(_, r, c) {
+      if (!c.exec) throw new Error("no command of this connection runs");
+      c.exec.session.resize(need(r.exec_rows, "exec_rows"), need(r.exec_cols, "exec_cols"));
+      return OK;
+    },
+  },
+  [Command.EXPORT]: missing("exporting containers"),
+  [Command.IMPORT]: missing("importing containers"),
+  [Command.RECOVERY_KEY]: missing("encryption of volumes"),
+};
+
+// --- the longer ones --------------------------------------------------------------
+
+const nameOf = (c: Known): string => shownName(c.config.name);
+
+/** Signature and certificate count as a pair only. */
+const signed = (r: Request): [Uint8Array?, Uint8Array?] => {
+  const pair = [bytes(r.container_config_signature), bytes(r.container_config_certificate)] as const;
+  return pair[0] && pair[1] ? [pair[0], pair[1]] : [];
+};
+
+const UP = new Set(["RUNNING", "BOOTING", "SETUP", "REBOOTING", "STARTING"]);
+
+async function start(d: Daemon, r: Request): Promise<Answer> {
+  const c = orUndefined(d, r);
+  if (!c) {
+    try {
+      one(d, r);
+    } catch (cause) {
+      throw new Refused(Response.CONTAINER_START_EEXIST, chain(cause));
+    }
+    throw new Error("unreachable");
+  }
+  notC0(c, "started");
+  const name = nameOf(c);
+  if (UP.has(c.state)) throw new Refused(Response.CONTAINER_START_EEXIST, `${name} is ${c.state} already`);
+  if (c.state === "ZOMBIE")
+    throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${name} is ZOMBIE: wipe it first`);
+  if (c.config.token_type !== ContainerTokenType.NONE)
+    throw new Refused(
+      Response.CONTAINER_START_TOKEN_UNINIT,
+      `${name}: token_type ${ContainerTokenType[c.config.token_type]} needs scd, which is not available yet`,
+    );
+  await d.start(c, { setup: r.container_start_params?.setup ?? false });
+  return response(Response.CONTAINER_START_OK);
+}
+
+async function lastLog(d: Daemon, r: Request, c: Client): Promise<Answer> {
+  const files = await d.logFiles();
+  if (files.length === 0) throw new Error("there is no log file");
+  for (const file of files) {
+    await sendLog(d, c, d.log({ file }));
+    if (c.peer.gone.aborted) return OK;
+    if (r.remove_logs) await d.removeLog(file);
+  }
+  return OK;
+}
+
+async function sendLog(d: Daemon, c: Client, pieces: AsyncIterable<LogPiece>): Promise<void> {
+  for await (const piece of pieces) {
+    if (c.peer.gone.aborted) return;
+    await c.send(logAnswer(d, piece));
+  }
+}
+
+const logAnswer = (d: Daemon, piece: LogPiece): Answer => ({
+  code: piece.last ? Code.LOG_MESSAGE_FINAL : Code.LOG_MESSAGE_FRAGMENT,
+  log_message: { name: piece.file, msg: piece.text },
+  device_uuid: d.deviceUuid,
+});
+
+/** Bytes that may wait for somebody who follows; then the connection ends, for a gap would not be seen. */
+const FOLLOW_MAX = 4 << 20;
+
+const whileThere = (peer: Peer, subscription: Disposable): void =>
+  peer.during(
+    new Promise<void>((done) => {
+      const end = () => {
+        subscription[Symbol.dispose]();
+        done();
+      };
+      if (peer.gone.aborted) end();
+      else peer.gone.addEventListener("abort", end, { once: true });
+    }),
+  );
+
+/** To somebody who does not ask, but listens. */
+function tell(c: Client, answer: Answer): void {
+  void c.send(answer);
+  if (c.peer.queued > FOLLOW_MAX) c.peer.close();
+}
+
+async function logs(d: Daemon, r: Request, c: Client): Promise<Answer | undefined> {
+  const container = r.container_uuids.length > 0 ? one(d, r) : undefined;
+  const source = r.log_lines === undefined ? { container } : { container, lines: r.log_lines };
+  if (!r.log_follow) {
+    await sendLog(d, c, d.log(source));
+    return OK;
+  }
+  // What is written while the past is sent comes after it.
+  let before: LogPiece[] | undefined = [];
+  const following = d.followLog(container, (piece) => {
+    if (before) before.push(piece);
+    else tell(c, logAnswer(d, piece));
+  });
+  try {
+    await sendLog(d, c, d.log(source));
+  } catch (e) {
+    following[Symbol.dispose]();
+    throw e;
+  }
+  for (const piece of before) tell(c, logAnswer(d, piece));
+  before = undefined;
+  whileThere(c.peer, following);
+  return undefined;
+}
+
+async function events(d: Daemon, r: Request, c: Client): Promise<undefined> {
+  const wanted = new Set(r.container_uuids.map((u) => parseUuid(u) ?? u));
+  await c.send(OK);
+  const subscription = d.onEvent((e) => {
+    if (wanted.size === 0 || wanted.has(e.container))
+      tell(c, { code: Code.CONTAINER_EVENT, event: e.message });
+  });
+  whileThere(c.peer, subscription);
+}
+
+function execute(d: Daemon, r: Request, c: Client): undefined {
+  const container = one(d, r);
+  const name = nameOf(container);
+  if (c.exec) throw new Error("a command of this connection runs already");
+  const command = need(r.exec_command || undefined, "exec_command");
+  if (!["BOOTING", "RUNNING", "SETUP"].includes(container.state))
+    throw new Error(`${name} is ${container.state}: not running`);
+  let over: () => void = () => {};
+  const work = new Promise<void>((done) => (over = done));
+  const client: ExecClient = {
+    output(piece) {
+      const room = c.send({ code: Code.EXEC_OUTPUT, exec_output: piece });
+      if (c.peer.queued === 0) return true;
+      void room.then(() => c.exec?.session.resume());
+      return false;
+    },
+    writable: () => c.exec?.room(),
+    ended({ status, signal, error }) {
+      c.exec?.room();
+      c.exec = undefined;
+      void c.send({
+        code: Code.EXEC_END,
+        exit_status: status,
+        exit_signal: signal,
+        error_text: error,
+      });
+      over();
+    },
+  };
+  const session = d.exec(
+    container,
+    {
+      argv: [command, ...r.exec_args.slice(1)],
+      pty: r.exec_pty,
+      env: r.exec_env,
+      ...(r.exec_user !== undefined && { user: r.exec_user }),
+      ...(r.exec_cwd !== undefined && { cwd: r.exec_cwd }),
+      ...(r.exec_rows !== undefined && { rows: r.exec_rows }),
+      ...(r.exec_cols !== undefined && { cols: r.exec_cols }),
+    },
+    client,
+  );
+  c.exec = { uuid: container.uuid, session, room: () => {} };
+  c.peer.during(work);
+  c.peer.gone.addEventListener("abort", () => {
+    if (c.exec?.session !== session) return;
+    c.exec.room();
+    c.exec = undefined;
+    session.hangup();
+    over();
+  });
+}
+
+/** Never answered: the original's client would end. What cannot be delivered is dropped. */
+async function input(d: Daemon, r: Request, c: Client): Promise<undefined> {
+  const running = c.exec;
+  const piece = r.exec_input_bytes ?? r.exec_input;
+  if (!running || orUndefined(d, r)?.uuid !== running.uuid || !piece) return;
+  if (piece.length === 0) running.session.endInput();
+  else if (!running.session.input(piece.slice()))
+    await new Promise<void>((room) => {
+      running.room = room;
+      if (c.exec !== running) room(); // it ended, or the client went, meanwhile
+    });
+}
+
+// --- the door -----------------------------------------------------------------------
+
+const isKnown = (command: number): command is proto.ControllerToDaemon.Command => command in ROWS;
+
+/** Why a command may not be used here, or undefined. */
+export function gate(
+  d: Pick<Daemon, "hosted" | "provisioned">,
+  command: number,
+  privileged: boolean,
+): string | undefined {
+  if (!isKnown(command)) return `command ${command} is not known`;
+  const name = Command[command];
+  const row = ROWS[command];
+  if (!privileged) return row.guest ? undefined : `${name} is not allowed on this socket`;
+  if (d.provisioned && !d.hosted && !row.provisioned) return `${name} is not allowed on a provisioned device`;
+  return undefined;
+}
+
+function naming(d: Daemon, r: Request): string {
+  const names = r.container_uuids.map((text) => {
+    const c = d.container(parseUuid(text) ?? "");
+    return c ? nameOf(c) : JSON.stringify(text.slice(0, 40));
+  });
+  return [Command[r.command], ...names.slice(0, 4)].join(" ");
+}
+
+async function handle(d: Daemon, r: Request, c: Client): Promise<void> {
+  const from = `control: uid ${c.peer.uid}, pid ${c.peer.pid}`;
+  const closed = gate(d, r.command, c.privileged);
+  if (closed !== undefined) {
+    d.warn(`${from}: ${closed}`);
+    if (r.command !== Command.CONTAINER_EXEC_INPUT) await c.send(refused(Response.CMD_UNSUPPORTED, closed));
+    return;
+  }
+  const row = ROWS[r.command];
+  const what = row.logged ? naming(d, r) : "";
+  if (row.logged) d.info(`${from}: ${what}`);
+  let answer: Answer | undefined;
+  try {
+    answer = await row.run(d, r, c);
+  } catch (e) {
+    const text = chain(e);
+    answer = e instanceof Refused ? refused(e.answer, text) : { ...row.failure, error_text: text };
+    d.warn(`${from}: ${row.logged ? what : naming(d, r)}: ${text}`);
+    if (r.command === Command.CONTAINER_EXEC_INPUT) return;
+  }
+  if (answer) await c.send(answer);
+}
+
+/** The protocol on one listening socket. */
+export function control(d: Daemon, privileged: boolean, limits: Limits): Protocol {
+  const clients = new WeakMap<Peer, Client>();
+  const encode = (answer: Answer): Uint8Array => proto.DaemonToController.encode(answer);
+  const clientOf = (peer: Peer): Client => {
+    let c = clients.get(peer);
+    if (!c) {
+      c = {
+        peer,
+        privileged,
+        exec: undefined,
+        send: (answer) => {
+          let message = encode(answer);
+          if (message.length > FRAME_MAX)
+            message = encode(
+              refused(
+                Response.CMD_FAILED,
+                `the answer has ${message.length} bytes, more than a message may have`,
+              ),
+            );
+          return peer.send(message);
+        },
+      };
+      clients.set(peer, c);
+    }
+    return c;
+  };
+  return {
+    limits,
+    async handle(message, peer) {
+      const c = clientOf(peer);
+      let r: Request;
+      try {
+        r = proto.ControllerToDaemon.decode(message);
+      } catch (e) {
+        d.warn(`control: uid ${peer.uid}, pid ${peer.pid}: ${chain(e)}`);
+        await c.send({ ...FAILED, error_text: chain(e) });
+        peer.close();
+        return;
+      }
+      try {
+        await handle(d, r, c);
+      } catch (e) {
+        d.warn(`control: ${Command[r.command]}: ${chain(e)}`); // the answer itself could not be made
+        await c.send({ ...FAILED, error_text: chain(e) });
+      }
+    },
+    complaint: (text) => encode({ ...FAILED, error_text: text }),
+    warn: (text) => d.warn(`control: ${text}`),
+  };
+}
+
+/** Number on the wire of a state's word. */
+export const stateNumber = (word: keyof typeof ContainerState): proto.ContainerState => ContainerState[word];
