@@ -30,9 +30,15 @@ export interface Known extends ContainerLife {
 /** A piece of a log; `last` is the last one of its file. */
 export interface LogPiece {
   readonly file: string;
-  readonly text: string;
+  readonly bytes: Uint8Array;
   readonly last: boolean;
 }
+
+/** Which log: a file of the daemon's; or all of the daemon, or of what a container wrote to its console, as far as
+ * the newest `lines` of them go, and with `follow` on and on until it is aborted. */
+export type LogSource =
+  | { readonly file: string }
+  | { readonly container: Known | undefined; readonly lines?: number; readonly follow?: AbortSignal };
 
 export interface StateEvent {
   readonly container: string;
@@ -76,10 +82,8 @@ export interface Daemon {
 
   /** The daemon's own log files, oldest first. */
   logFiles(): Promise<string[]>;
-  /** Of the daemon, or of what a container wrote to its console; the newest `lines`, or all. */
-  log(source: { file: string } | { container: Known | undefined; lines?: number }): AsyncIterable<LogPiece>;
+  log(source: LogSource): AsyncIterable<LogPiece>;
   removeLog(file: string): Promise<void>;
-  followLog(container: Known | undefined, tell: (piece: LogPiece) => void): Disposable;
   onEvent(tell: (event: StateEvent) => void): Disposable;
 
   info(line: string): void;
@@ -493,7 +497,7 @@ async function sendLog(d: Daemon, c: Client, pieces: AsyncIterable<LogPiece>): P
 
 const logAnswer = (d: Daemon, piece: LogPiece): Answer => ({
   code: piece.last ? Code.LOG_MESSAGE_FINAL : Code.LOG_MESSAGE_FRAGMENT,
-  log_message: { name: piece.file, msg: piece.text },
+  log_message: { name: piece.file, msg: piece.bytes },
   device_uuid: d.deviceUuid,
 });
 
@@ -520,26 +524,18 @@ function tell(c: Client, answer: Answer): void {
 
 async function logs(d: Daemon, r: Request, c: Client): Promise<Answer | undefined> {
   const container = r.container_uuids.length > 0 ? one(d, r) : undefined;
-  const source = r.log_lines === undefined ? { container } : { container, lines: r.log_lines };
+  const source = { container, ...(r.log_lines !== undefined && { lines: r.log_lines }) };
   if (!r.log_follow) {
     await sendLog(d, c, d.log(source));
     return OK;
   }
-  // What is written while the past is sent comes after it.
-  let before: LogPiece[] | undefined = [];
-  const following = d.followLog(container, (piece) => {
-    if (before) before.push(piece);
-    else tell(c, logAnswer(d, piece));
-  });
-  try {
-    await sendLog(d, c, d.log(source));
-  } catch (e) {
-    following[Symbol.dispose]();
-    throw e;
-  }
-  for (const piece of before) tell(c, logAnswer(d, piece));
-  before = undefined;
-  whileThere(c.peer, following);
+  const pieces = d.log({ ...source, follow: c.peer.gone });
+  c.peer.during(
+    sendLog(d, c, pieces).catch(async (e) => {
+      await c.send({ ...FAILED, error_text: chain(e) });
+      c.peer.close();
+    }),
+  );
   return undefined;
 }
 
