@@ -1,0 +1,646 @@
+// What cmld does, behind whatever asks for it: a client (control.ts), a signal, the end of a container. It knows the
+// containers, binds them to their GuestOS, starts core0 and after it the others, and ends everything when core0 ends.
+//
+// Starting, removing and wiping of one container happen one after the other; requests for different containers do not
+// wait for each other.
+import { readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import * as proto from "../../proto/gen/proto.js";
+import { C0 } from "../lib/uuid.ts";
+import { chain } from "../sys/error.ts";
+import { removeSynced, writeAtomic } from "../sys/file.ts";
+import type { Log } from "../sys/journal.ts";
+import type { ContainerConfig, DeviceConfig } from "./config.ts";
+import { shownName } from "./config.ts";
+import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
+import { Containers, type Draft, type Stored, type Taken, uidStart } from "./containers.ts";
+import type { Daemon, Known, LogPiece, LogSource, StateEvent } from "./control.ts";
+import { loadDeviceId } from "./device.ts";
+import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
+import { type GuestOs, GuestOses, type Installation } from "./guestos.ts";
+import { forgetImages } from "./images.ts";
+import { Ledger, type Running } from "./ledger.ts";
+import { readFrom, readLog, removeOld, retrievable } from "./logs.ts";
+import type { Host, Module } from "./module.ts";
+import { childGroupOf } from "./modules/cgroups.ts";
+import { isUp, type State } from "./state.ts";
+import { containerStats, deviceStats } from "./statistics.ts";
+
+const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
+const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;
+
+/** Empty file below the data folder: the device is provisioned. */
+const PROVISIONED = "_cml_provisioned_";
+export const LOG_NAME = "cml-daemon";
+/** Part of the disk that a new container's volumes must leave free, and their overhead; as the original. */
+const [SPARE, OVERHEAD] = [0.2, 1.1];
+
+/** core0 without a configuration of its own: core.md 7.4, but with a user namespace. */
+const CORE0 = (os: string): string =>
+  `name: "c0"\nguest_os: "${os}"\nram_limit: 1024\ncolor: 0xffffff00\ntoken_type: NONE\n`;
+
+/** Ends the machine; resolves never, or when there is none to end. */
+export type End = "power off" | "reboot";
+
+/** The descriptor store of init, or of systemd. */
+export type Store = Pick<Surroundings, "keep" | "kept" | "forget" | "exitOf">;
+
+/** The network's part, by uuid. */
+export interface Network {
+  interfaces(uuid: string): string[];
+  assign(uuid: string, which: string): Promise<void>;
+  unassign(uuid: string, which: string): Promise<void>;
+  /** The veths as they are now, or undefined where the configuration says all. */
+  vnets(uuid: string): readonly proto.IContainerVnetConfig[] | undefined;
+}
+
+export interface Machine {
+  readonly host: Host;
+  readonly device: DeviceConfig;
+  readonly modules: readonly Module[];
+  readonly store: Store;
+  readonly log: Log;
+  readonly exec: Exec;
+  readonly network: Network;
+  /** Ids that users of the host have been given. */
+  readonly taken: readonly Taken[];
+  /** core0 has ended, and everything else. */
+  end(how: End): void;
+}
+
+/** A container with what is stored of it. */
+class Managed extends Container implements Known {
+  stored: Stored;
+  constructor(stored: Stored, around: Surroundings, imageDir: string) {
+    super(stored.uuid, stored.config, stored.created, uidStart(stored.index), imageDir, around);
+    this.stored = stored;
+  }
+}
+
+export class Manager implements Daemon {
+  readonly #m: Machine;
+  readonly #store: Containers;
+  readonly #oses: GuestOses;
+  readonly #around: Surroundings;
+  #all = new Map<string, Managed>();
+  /** What a configuration was bound to last: chosen when it is loaded and again before a start. */
+  readonly #bound = new WeakMap<ContainerConfig, GuestOs | Error>();
+  readonly #turns = new Map<string, Promise<unknown>>();
+  readonly #subscribers = new Set<(e: StateEvent) => void>();
+  #provisioned = false;
+  #deviceUuid: string | undefined;
+  /** core0 has ended, or somebody wants us to: nothing is started any more. */
+  #ending = false;
+  #how: End = "power off";
+
+  constructor(machine: Machine) {
+    this.#m = machine;
+    const { host, device, log } = machine;
+    this.#store = new Containers({
+      folder: join(host.base, "containers"),
+      device,
+      provisioned: () => this.#provisioned,
+      log: (line) => log.warn(line),
+      taken: machine.taken,
+    });
+    this.#oses = new GuestOses({
+      folder: join(host.base, "operatingsystems"),
+      device,
+      log: (line) => log.warn(line),
+      users: (name, version) =>
+        [...this.#all.values()]
+          .filter((c) =>
+            version === undefined
+              ? c.config.guest_os === name
+              : c.guestos?.name === name && c.guestos.version === version,
+          )
+          .map((c) => shownName(c.config.name)),
+    });
+    this.#around = {
+      host,
+      modules: machine.modules,
+      ...machine.store,
+      bind: (config) => this.#bind(config),
+      changed: (container, from, to) => this.#changed(container as Managed, from, to),
+      log: (line) => log.info(line),
+    };
+  }
+
+  // --- beginning --------------------------------------------------------------------
+
+  /** Read everything, take over what runs, release what an earlier cmld left half done. */
+  async load(): Promise<void> {
+    const { host, log } = this.#m;
+    this.#provisioned = (await readdir(host.base)).includes(PROVISIONED);
+    this.#deviceUuid = await loadDeviceId(host.base).catch((e) => {
+      log.warn(chain(e));
+      return undefined;
+    });
+    await this.#oses.load();
+    if (!host.hosted && this.#oses.all().length === 0)
+      throw new Error("no guest operating system is installed");
+    await this.#reload();
+    await this.#adopt();
+    await this.#oses.purge();
+    log.info(
+      `loaded ${this.#all.size} containers, ${this.#oses.all().length} guest operating systems` +
+        (this.#provisioned ? ", provisioned" : ""),
+    );
+  }
+
+  async #adopt(): Promise<void> {
+    const { host, log } = this.#m;
+    const left = await Ledger.load(join(host.run, "ledger"), (line) => log.warn(line));
+    // core0 first: the others' networks end in it.
+    left.sort((a, b) => Number(b.ledger.head.uuid === C0) - Number(a.ledger.head.uuid === C0));
+    for (const { ledger, running } of left) {
+      const { uuid } = ledger.head;
+      try {
+        if (running && (await this.#takeOver(ledger, running))) continue;
+      } catch (e) {
+        log.error(`${uuid}: cannot be taken over: ${chain(e)}`);
+        if (this.#all.get(uuid)?.process) continue; // adopted so far that it is watched
+      }
+      log.info(`${uuid}: releasing what an earlier cmld has left`);
+      await ledger.release().catch((e) => log.error(`${uuid}: ${chain(e)}`));
+    }
+  }
+
+  async #takeOver(ledger: Ledger, running: Running): Promise<boolean> {
+    const { uuid, guestos, guestosVersion } = ledger.head;
+    const container = this.#all.get(uuid);
+    const os = this.#oses.find(guestos, guestosVersion);
+    if (!container) throw new Error("it has no configuration any more");
+    if (!os) throw new Error(`its guest_os ${guestos}-${guestosVersion} is not installed any more`);
+    return container.adopt(ledger, running, { config: os.config, directory: os.folder });
+  }
+
+  /** On a device: core0, and after it those that want it. */
+  async begin(): Promise<void> {
+    if (this.#m.host.hosted) return;
+    let core0 = this.#all.get(C0);
+    if (!core0) {
+      const draft = this.#store.draft(Buffer.from(CORE0(this.#m.device.c0os)));
+      core0 = this.#add(await this.#store.create(draft, undefined, C0));
+    }
+    if (!isUp(core0.state)) await this.start(core0, { setup: false });
+  }
+
+  async #autostart(): Promise<void> {
+    for (const c of this.containers()) {
+      if (this.#ending) return;
+      if (c.isC0 || !c.config.allow_autostart || c.state !== "STOPPED") continue;
+      if (c.config.token_type !== proto.ContainerTokenType.NONE) {
+        this.#m.log.warn(`${shownName(c.config.name)}: not started: its token needs a PIN`);
+        continue;
+      }
+      await this.start(c, { setup: false }).catch((e) => this.#m.log.error(chain(e)));
+    }
+  }
+
+  // --- changes of state ----------------------------------------------------------------
+
+  #changed(c: Managed, from: State, to: State): void {
+    this.#m.log.info(`${shownName(c.config.name)}: ${from} → ${to}${to === "STOPPED" ? ended(c) : ""}`);
+    this.#tell(c, to);
+    if (c.isC0 && !this.#m.host.hosted) {
+      if (to === "RUNNING" && (from === "BOOTING" || from === "STARTING")) void this.#autostart();
+      if (!this.#ending && (to === "SHUTDOWN" || to === "STOPPED" || to === "ZOMBIE"))
+        void this.#everything();
+    }
+    // A configuration that waited for this moment.
+    if (to === "STOPPED") void this.#rebind(c).catch((e) => this.#m.log.error(chain(e)));
+  }
+
+  #tell(c: Managed, state?: State, error?: string): void {
+    if (this.#subscribers.size === 0) return;
+    const message: proto.IContainerEvent = {
+      uuid: c.uuid,
+      name: c.config.name,
+      state: state && ContainerState[state],
+      timestamp: Date.now(),
+      error_text: error,
+      ...(state === "STOPPED" && c.exit && { exit_status: c.exit.status, exit_signal: c.exit.signal }),
+    };
+    for (const tell of [...this.#subscribers]) tell({ container: c.uuid, message });
+  }
+
+  onEvent(tell: (event: StateEvent) => void): Disposable {
+    this.#subscribers.add(tell);
+    return { [Symbol.dispose]: () => void this.#subscribers.delete(tell) };
+  }
+
+  /** core0 ends: every other container ends, then the machine. */
+  async #everything(): Promise<void> {
+    this.#ending = true;
+    await this.#stopAll();
+    this.#m.log.info(`all containers have stopped: ${this.#how}`);
+    this.#m.end(this.#how);
+  }
+
+  /** Stop all containers, core0 last; each is killed when its time is over. */
+  async #stopAll(): Promise<void> {
+    const all = [...this.#all.values()];
+    await Promise.all(all.filter((c) => !c.isC0).map((c) => this.#stopOne(c)));
+    await Promise.all(all.filter((c) => c.isC0).map((c) => this.#stopOne(c)));
+  }
+
+  async #stopOne(c: Managed): Promise<void> {
+    await this.#turns.get(c.uuid)?.catch(() => {}); // a start that has begun
+    if (c.state === "STOPPED" || c.state === "ZOMBIE") return;
+    if (c.state !== "SHUTDOWN")
+      await c.stop().catch((e) => {
+        this.#m.log.warn(chain(e));
+        return c.kill();
+      });
+    await c.whenStopped();
+  }
+
+  /** For SIGTERM: resolves when nothing runs any more. The second time: at once. */
+  async shutdown(): Promise<void> {
+    if (this.#ending) {
+      await Promise.all([...this.#all.values()].map((c) => c.kill()));
+      return;
+    }
+    this.#ending = true;
+    await this.#stopAll();
+  }
+
+  // --- containers ---------------------------------------------------------------------
+
+  /** One change of a container after the other. */
+  #turn<T>(uuid: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#turns.get(uuid) ?? Promise.resolve();
+    const turn = before.catch(() => {}).then(work);
+    this.#turns.set(uuid, turn);
+    const over = () => {
+      if (this.#turns.get(uuid) === turn) this.#turns.delete(uuid);
+    };
+    turn.then(over, over);
+    return turn;
+  }
+
+  get hosted(): boolean {
+    return this.#m.host.hosted;
+  }
+  get provisioned(): boolean {
+    return this.#provisioned;
+  }
+  get deviceUuid(): string | undefined {
+    return this.#deviceUuid;
+  }
+  containers(): readonly Managed[] {
+    return [...this.#all.values()].sort((a, b) => a.created - b.created || (a.uuid < b.uuid ? -1 : 1));
+  }
+  container(uuid: string): Managed | undefined {
+    return this.#all.get(uuid);
+  }
+
+  #managed(c: Known): Managed {
+    const found = this.#all.get(c.uuid);
+    if (!found) throw new Error(`there is no container ${c.uuid} any more`);
+    return found;
+  }
+
+  #add(stored: Stored): Managed {
+    const c = new Managed(stored, this.#around, join(this.#m.host.base, "containers", stored.uuid));
+    this.#all.set(stored.uuid, c);
+    return c;
+  }
+
+  #bind(config: ContainerConfig): BoundGuestOs {
+    const os = this.#bound.get(config) ?? new Error(`guest_os ${config.guest_os} is not known`);
+    if (os instanceof Error) throw os;
+    return { config: os.config, directory: os.folder };
+  }
+
+  /** Choose the GuestOS anew, for the configuration in use and the one that waits. */
+  async #rebind(c: Managed): Promise<void> {
+    for (const config of new Set([c.config, c.stored.config]))
+      this.#bound.set(config, await this.#oses.select(config).catch((e) => e as Error));
+  }
+
+  async #rebindAll(): Promise<void> {
+    for (const c of this.#all.values()) await this.#rebind(c);
+  }
+
+  status(c: Known): proto.IContainerStatus {
+    const os = c.guestos && this.#oses.find(c.guestos.name, c.guestos.version);
+    return {
+      uuid: c.uuid,
+      name: c.config.name,
+      type: ContainerType.CONTAINER,
+      state: ContainerState[c.state],
+      uptime: c.uptime,
+      created: c.created,
+      guestos: c.guestos?.name ?? "none",
+      trust_level: os?.trust ?? ContainerTrust.UNSIGNED,
+      cryptfs_mode: CryptfsMode.NOT_IMPLEMENTED,
+    };
+  }
+
+  configuration(c: Known): proto.IContainerConfig {
+    const { message } = c.stored;
+    const now = this.#m.network.vnets(c.uuid);
+    return now ? { ...message, vnet_configs: now } : message;
+  }
+
+  #unsigned(): void {
+    if (this.#m.device.signed_configs)
+      throw new Error("signatures can't be verified yet: only with signed_configs: false in device.conf");
+  }
+
+  /** Refuse what has no GuestOS or no room, before anything is stored. */
+  async #check(draft: Draft, imageDir?: string): Promise<GuestOs> {
+    const os = await this.#oses.select(draft.config);
+    draft.message.guestos_version = os.config.version;
+    let need = 0;
+    const has = new Set(imageDir ? await readdir(imageDir).catch(() => []) : []);
+    for (const m of os.config.mounts) {
+      if (m.mount_type !== OVERLAY_RW && m.mount_type !== EMPTY) continue;
+      const size = draft.config.image_sizes.find((i) => i.image_name === m.image_file);
+      if (m.fs_type.startsWith("tmpfs") || has.has(`${size?.image_file || m.image_file}.plain.img`)) continue;
+      need += (size?.image_size || m.def_size) * 2 ** 20;
+    }
+    const { disk_system: total, disk_system_free: free } = await this.deviceStats();
+    if (need > 0 && free - need * OVERHEAD < total * SPARE)
+      throw new Error(
+        `its volumes need ${Math.ceil((need * OVERHEAD) / 2 ** 20)} MiB; ${Math.floor(free / 2 ** 20)} of ` +
+          `${Math.floor(total / 2 ** 20)} MiB are free and a fifth must stay so`,
+      );
+    return os;
+  }
+
+  async create(source: Uint8Array): Promise<Known> {
+    this.#unsigned();
+    const draft = this.#store.draft(source);
+    await this.#check(draft);
+    if ([...this.#all.values()].some((c) => c.config.name === draft.config.name))
+      this.#m.log.warn(`a container named ${shownName(draft.config.name)} exists already: name them by uuid`);
+    const c = this.#add(await this.#store.create(draft));
+    await this.#rebind(c);
+    this.#m.log.info(`${shownName(c.config.name)}: created, ${c.uuid}`);
+    this.#tell(c, c.state);
+    return c;
+  }
+
+  async update(known: Known, source: Uint8Array): Promise<Known> {
+    this.#unsigned();
+    const c = this.#managed(known);
+    const draft = this.#store.draft(source);
+    await this.#check(draft, c.imageDir);
+    const stored = await this.#store.update(c.uuid, draft);
+    this.#apply(c, stored);
+    await this.#rebind(c);
+    this.#m.log.info(
+      `${shownName(stored.config.name)}: configuration updated${c.outOfSync ? ", applied when it has stopped" : ""}`,
+    );
+    return c;
+  }
+
+  #apply(c: Managed, stored: Stored): void {
+    c.stored = stored;
+    c.reconfigure(stored.config);
+  }
+
+  remove(known: Known): Promise<void> {
+    return this.#turn(known.uuid, async () => {
+      const c = this.#managed(known);
+      await c.kill();
+      await this.#store.remove(c.uuid);
+      await removeSynced(join(this.#m.host.base, "keys"), [`${c.uuid}.key`]).catch(() => {}); // no keys, no folder
+      this.#all.delete(c.uuid);
+      this.#m.log.info(`${shownName(c.config.name)}: removed`);
+      this.#tell(c);
+    });
+  }
+
+  wipe(known: Known): Promise<void> {
+    return this.#turn(known.uuid, async () => {
+      const c = this.#managed(known);
+      if (c.isC0 && isUp(c.state)) throw new Error("core0 runs: without its volumes the machine would end");
+      await c.kill();
+      for (const file of await readdir(c.imageDir))
+        if (file.endsWith(".img")) await rm(join(c.imageDir, file));
+      await rm(join(this.#m.host.base, "keys", `${c.uuid}.key`), { force: true });
+      if (c.state === "ZOMBIE") c.mark("STOPPED");
+      this.#m.log.info(`${shownName(c.config.name)}: wiped`);
+    });
+  }
+
+  reload(): Promise<void> {
+    return this.#reload();
+  }
+
+  /** Containers that run stay as they are; their configuration is taken when they have stopped. */
+  async #reload(): Promise<void> {
+    const found = new Map((await this.#store.load()).map((s) => [s.uuid, s]));
+    for (const c of this.#all.values()) {
+      const stored = found.get(c.uuid);
+      if (!stored && !isUp(c.state)) {
+        this.#all.delete(c.uuid);
+        this.#tell(c);
+      }
+      if (stored && (isUp(c.state) || uidStart(stored.index) === c.uidStart)) {
+        this.#apply(c, stored);
+        found.delete(c.uuid);
+      }
+    }
+    for (const stored of found.values()) this.#add(stored);
+    await this.#rebindAll();
+  }
+
+  start(known: Known, options: { setup: boolean }): Promise<void> {
+    return this.#turn(known.uuid, async () => {
+      const c = this.#managed(known);
+      if (this.#ending) throw new Error("everything is being stopped");
+      await this.#rebind(c);
+      await this.#noteVersion(c);
+      try {
+        await c.start(options);
+      } catch (e) {
+        this.#m.log.error(chain(e));
+        this.#tell(c, c.state, chain(e));
+        throw e;
+      }
+    });
+  }
+
+  /** An unsigned configuration follows its GuestOS' version. */
+  async #noteVersion(c: Managed): Promise<void> {
+    const version = c.guestos?.version;
+    if (this.#m.device.signed_configs || version === undefined || version === c.config.guestos_version)
+      return;
+    c.stored = await this.#store.change(c.uuid, (message) => {
+      message.guestos_version = version;
+    });
+    c.reconfigure(c.stored.config);
+    await this.#rebind(c);
+  }
+
+  explain(known: Known): Promise<string[]> {
+    return this.#turn(known.uuid, async () => {
+      const c = this.#managed(known);
+      await this.#rebind(c);
+      return c.explain();
+    });
+  }
+
+  exec(known: Known, request: ExecRequest, client: ExecClient): Session {
+    const c = this.#managed(known);
+    if (!c.process) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
+    const target = {
+      name: c.config.name,
+      pid: c.process.pid,
+      pidfd: c.process.pidfd,
+      cgroup: childGroupOf({ host: this.#m.host, uuid: c.uuid }),
+      uidStart: c.uidStart,
+    };
+    return this.#m.exec(target, request, client);
+  }
+
+  stats(known: Known): proto.IContainerStats {
+    const c = this.#managed(known);
+    return containerStats(c.uuid, c.config.name, c.process ? c.group : undefined);
+  }
+
+  // --- network and devices --------------------------------------------------------------
+
+  async interfaces(known: Known): Promise<string[]> {
+    const c = this.#managed(known);
+    return c.process ? this.#m.network.interfaces(c.uuid) : [];
+  }
+
+  async assignInterface(known: Known, name: string, persistent: boolean): Promise<void> {
+    const c = this.#managed(known);
+    await this.#m.network.assign(c.uuid, name);
+    if (!persistent) return;
+    await this.#edit(c, (m) => {
+      if (!m.net_ifaces.some((i) => i.netif === name))
+        m.net_ifaces.push(proto.ContainerPnetConfig.create({ netif: name }));
+    });
+  }
+
+  async unassignInterface(known: Known, name: string, persistent: boolean): Promise<void> {
+    const c = this.#managed(known);
+    await this.#m.network.unassign(c.uuid, name);
+    if (!persistent) return;
+    await this.#edit(c, (m) => {
+      m.net_ifaces = m.net_ifaces.filter((i) => i.netif !== name);
+    });
+  }
+
+  async #edit(c: Managed, change: (m: proto.ContainerConfig) => void): Promise<void> {
+    this.#apply(c, await this.#store.change(c.uuid, change));
+    await this.#rebind(c);
+  }
+
+  async deviceAccess(_: Known, rule: string): Promise<void> {
+    throw new Error(`device rule ${JSON.stringify(rule)}: allowing devices at run time is not available yet`);
+  }
+
+  // --- guest operating systems ------------------------------------------------------------
+
+  guestOses(): readonly GuestOs[] {
+    return this.#oses.all();
+  }
+
+  async push(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Installation> {
+    const { os, finished } = await this.#oses.push(source, signature, certificate);
+    const title = `${os.config.name}-${os.config.version}`;
+    return {
+      os,
+      finished: finished.then(
+        async () => {
+          this.#m.log.info(`${title}: installed`);
+          await this.#rebindAll();
+        },
+        (e) => {
+          this.#m.log.warn(chain(e));
+          throw e;
+        },
+      ),
+    };
+  }
+
+  async removeGuestOs(name: string): Promise<void> {
+    const folders = this.#oses.all().filter((os) => os.config.name === name).map((os) => os.folder);
+    await this.#oses.remove(name);
+    for (const folder of folders) forgetImages(`${folder}/`);
+    await this.#rebindAll();
+  }
+
+  // --- the machine --------------------------------------------------------------------------
+
+  deviceStats(): Promise<proto.IDeviceStats> {
+    const { base } = this.#m.host;
+    return deviceStats(base, join(base, "containers"));
+  }
+
+  async setProvisioned(): Promise<void> {
+    await writeAtomic(join(this.#m.host.base, PROVISIONED), "", 0o644);
+    this.#provisioned = true;
+    this.#m.log.info("the device is provisioned");
+  }
+
+  /** core0's end is the machine's end. */
+  async reboot(): Promise<void> {
+    if (this.#m.host.hosted) throw new Error("in hosted mode the machine is not cmld's to reboot");
+    this.#how = "reboot";
+    const core0 = this.#all.get(C0);
+    if (core0 && isUp(core0.state) && core0.state !== "SHUTDOWN")
+      await core0.stop().catch((e) => {
+        this.#m.log.warn(chain(e));
+        void core0.kill();
+      });
+    else if (!this.#ending) void this.#everything();
+  }
+
+  async wipeDevice(): Promise<void> {
+    const { host, log } = this.#m;
+    const before = this.#ending;
+    this.#ending = true;
+    try {
+      await Promise.all([...this.#all.values()].map((c) => c.kill()));
+      forgetImages(join(host.base, "operatingsystems/"));
+      for (const folder of ["operatingsystems", "containers", "keys", "tokens"])
+        await rm(join(host.base, folder), { recursive: true, force: true });
+      for (const file of await retrievable(host.logs)) await removeOld(host.logs, file);
+    } finally {
+      this.#ending = before;
+    }
+    log.info("the device was wiped");
+    await this.#oses.load();
+    await this.#reload();
+    if (!host.hosted) setImmediate(() => this.#m.end("power off")); // after the answer
+  }
+
+  // --- logs -----------------------------------------------------------------------------------
+
+  logFiles(): Promise<string[]> {
+    return retrievable(this.#m.host.logs);
+  }
+  removeLog(file: string): Promise<void> {
+    return removeOld(this.#m.host.logs, file);
+  }
+  log(source: LogSource): AsyncIterable<LogPiece> {
+    const { logs } = this.#m.host;
+    if ("file" in source) return readFrom(join(logs, source.file));
+    const name = source.container ? `container-${source.container.uuid}` : LOG_NAME;
+    return readLog(logs, name, source);
+  }
+
+  info(line: string): void {
+    this.#m.log.info(line);
+  }
+  warn(line: string): void {
+    this.#m.log.warn(line);
+  }
+}
+
+function ended(c: Container): string {
+  if (c.exit === undefined) return "";
+  return c.exit.signal === undefined
+    ? `, exit status ${c.exit.status}`
+    : `, killed by signal ${c.exit.signal}`;
+}
