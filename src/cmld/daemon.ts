@@ -175,6 +175,12 @@ export class Manager implements Daemon {
     return container.adopt(ledger, running, { config: os.config, directory: os.folder });
   }
 
+  /** core0's init, whose network namespace the others' links end in. */
+  router(): { readonly pid: number; readonly uidStart: number } | undefined {
+    const core0 = this.#m.host.hosted ? undefined : this.#all.get(C0);
+    return core0?.pid === undefined ? undefined : { pid: core0.pid, uidStart: core0.uidStart };
+  }
+
   /** On a device: core0, and after it those that want it. */
   async begin(): Promise<void> {
     if (this.#m.host.hosted) return;
@@ -564,7 +570,10 @@ export class Manager implements Daemon {
   }
 
   async removeGuestOs(name: string): Promise<void> {
-    const folders = this.#oses.all().filter((os) => os.config.name === name).map((os) => os.folder);
+    const folders = this.#oses
+      .all()
+      .filter((os) => os.config.name === name)
+      .map((os) => os.folder);
     await this.#oses.remove(name);
     for (const folder of folders) forgetImages(`${folder}/`);
     await this.#rebindAll();

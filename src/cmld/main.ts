@@ -1,4 +1,213 @@
-// cmld: being written.
-export async function main(_args: string[]): Promise<number> {
-  throw new Error("cmld: not written yet");
+// cmld, the container manager: puts the parts together. Where everything lies follows from device.conf, which is
+// looked for in the data folder of a device (/data/cml) and then of an ordinary host (/etc/cml), unless a folder is
+// given; then everything is below it.
+import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import { parseArgs } from "node:util";
+import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
+import { AT_FDCWD, O_CREAT, O_RDWR, openat } from "../sys/calls.ts";
+import { chain, EAGAIN } from "../sys/error.ts";
+import { Fd } from "../sys/fd.ts";
+import { Journal, type Log } from "../sys/journal.ts";
+import { bindAt } from "../sys/listen.ts";
+import { attempt } from "../sys/now.ts";
+import { inherited, supervisor } from "../sys/supervisor.ts";
+import { subordinateIds } from "./containers.ts";
+import { control } from "./control.ts";
+import { type End, LOG_NAME, Manager, type Network, type Store } from "./daemon.ts";
+import { loadDevice } from "./device.ts";
+import type { Exec } from "./exec.ts";
+import { openHost } from "./host.ts";
+import { doorway } from "./modules/doorway.ts";
+import { limits, ownLimits } from "./modules/limits.ts";
+import { modules } from "./modules.ts";
+import { assign, interfaces, unassign, vnets } from "./router.ts";
+import { GUEST, serve, TRUSTED } from "./socket.ts";
+
+const USAGE = `usage: cmld [BASE] [options]
+
+Manages containers until it gets SIGTERM or SIGINT, which stop them all; SIGHUP ends it and leaves them running for
+the next cmld.
+
+  BASE, --base DIR   data folder, with device.conf in it (default: /data/cml, else /var/lib/cml with /etc/cml)
+  --config FILE      device.conf
+  --logs DIR         log files (default: /data/logs, /var/log/cml, or BASE/logs)
+  --run DIR          volatile state (default: /run/cml)
+  --socket PATH      control socket (default: /run/socket/cml-control)
+  --debug            log more
+  -h, --help         print this
+`;
+
+/** Users of this group may talk to cmld in hosted mode. */
+const GROUP = "cml-control";
+const CONTROL = "cml-control"; // name of the socket that systemd hands over
+const BACKLOG = 1024;
+
+export interface Places {
+  readonly base: string;
+  readonly config: string;
+  readonly logs: string;
+  readonly run: string;
+  readonly socket: string;
+}
+
+/** Where things lie: what the caller says, else what belongs to the kind of machine. */
+export function places(
+  given: { base?: string; config?: string; logs?: string; run?: string; socket?: string },
+  exists: (path: string) => boolean = existsSync,
+): Places {
+  const device = { base: "/data/cml", config: "/data/cml/device.conf", logs: "/data/logs" };
+  const host = { base: "/var/lib/cml", config: "/etc/cml/device.conf", logs: "/var/log/cml" };
+  let kind = exists(device.config) || !exists(host.config) ? device : host;
+  if (given.base !== undefined) {
+    const base = resolve(given.base);
+    const usual = [device, host].find((k) => k.base === base);
+    kind = usual ?? { base, config: join(base, "device.conf"), logs: join(base, "logs") };
+  }
+  return { run: "/run/cml", socket: "/run/socket/cml-control", ...kind, ...given, base: kind.base };
+}
+
+/** One cmld per volatile folder. The lock ends with the process. */
+function lock(run: string): Fd {
+  mkdirSync(run, { recursive: true, mode: 0o711 });
+  const path = join(run, "cmld.lock");
+  const n = attempt(openat(AT_FDCWD, path, O_RDWR | O_CREAT, 0o600));
+  if (n < 0) throw new Error(`${path} cannot be opened`);
+  const fd = new Fd(n);
+  const [LOCK_EX, LOCK_NB] = [2, 4]; // asm-generic/fcntl.h
+  const result = attempt({ call: "flock", args: [fd.n, LOCK_EX | LOCK_NB] });
+  if (result === -EAGAIN) throw new Error(`another cmld uses ${run}`);
+  return fd;
+}
+
+function groupId(name: string): number | undefined {
+  const found = new RegExp(`^${name}:[^:]*:(\\d+):`, "m").exec(readFileSync("/etc/group", "utf8"));
+  return found ? Number(found[1]) : undefined;
+}
+
+/** The machine's own control socket: from systemd, or made here. */
+function controlSocket(path: string, hosted: boolean): Fd {
+  const given = inherited();
+  const [mine, ...others] = given.get(CONTROL) ?? given.get("unknown") ?? [];
+  for (const fd of others) fd.close();
+  if (mine) return mine;
+  mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+  const fd = bindAt(path, 0o700, BACKLOG);
+  const group = hosted ? groupId(GROUP) : undefined;
+  if (group !== undefined) {
+    chownSync(path, 0, group);
+    chmodSync(path, 0o660);
+  }
+  return fd;
+}
+
+function openJournal(logs: string, debug: boolean): Log {
+  try {
+    return new Journal({ name: LOG_NAME, directory: logs, console: 1, debug });
+  } catch (e) {
+    const log = new Journal({ name: LOG_NAME, console: 1, debug });
+    log.error(`${logs}: ${chain(e)}: logging to the console alone`);
+    return log;
+  }
+}
+
+/** Without init or systemd nobody keeps descriptors. */
+const nothingKept: Store = {
+  keep: () => {},
+  kept: () => undefined,
+  forget: () => {},
+  exitOf: () => Promise.resolve(undefined),
+};
+
+const noExec: Exec = () => {
+  throw new Error("running commands in containers is not available yet");
+};
+
+const network: Network = { interfaces, assign, unassign, vnets };
+
+export async function main(args: string[]): Promise<number> {
+  const { values, positionals } = parseArgs({
+    args,
+    allowPositionals: true,
+    options: {
+      base: { type: "string" },
+      config: { type: "string" },
+      logs: { type: "string" },
+      run: { type: "string" },
+      socket: { type: "string" },
+      debug: { type: "boolean" },
+      help: { type: "boolean", short: "h" },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
+  const { debug, help: _, base = positionals[0], ...given } = values;
+  if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
+  return run(places({ ...given, ...(base !== undefined && { base }) }), debug ?? false);
+}
+
+async function run(at: Places, debug: boolean): Promise<number> {
+  process.umask(0o022);
+  ownLimits();
+  const above = supervisor();
+  const device = await loadDevice(at.config);
+  using _lock = lock(at.run);
+  mkdirSync(at.base, { recursive: true, mode: 0o755 });
+  const log = openJournal(at.logs, debug);
+  process.on("uncaughtException", (e) => log.error(`unexpected: ${chain(e)}: ${e.stack ?? ""}`));
+  process.on("unhandledRejection", (e) => log.error(`unexpected: ${chain(e)}`));
+
+  const { promise: over, resolve: end } = Promise.withResolvers<number>();
+  let manager: Manager;
+  const open = (listening: Fd, privileged: boolean) =>
+    serve(listening, control(manager, privileged, privileged ? TRUSTED : GUEST));
+  manager = new Manager({
+    host: openHost({
+      base: at.base,
+      run: at.run,
+      logs: at.logs,
+      device,
+      router: () => manager.router(),
+      warn: (line) => log.warn(line),
+    }),
+    device,
+    modules: [...modules, doorway(open), limits],
+    store: nothingKept,
+    log,
+    exec: noExec,
+    network,
+    taken: device.hostedmode ? await subordinateIds() : [],
+    end: (how: End) => end(how === "reboot" ? EXIT_REBOOT : EXIT_POWER_OFF),
+  });
+  await manager.load();
+
+  using listening = controlSocket(at.socket, device.hostedmode);
+  using _server = open(listening, true);
+  log.info(`listening on ${at.socket}`);
+
+  const stop = (signal: string) => () => {
+    log.info(`${signal}: stopping all containers`);
+    manager.shutdown().then(
+      () => end(0),
+      (e) => log.error(chain(e)),
+    );
+  };
+  process.on("SIGTERM", stop("SIGTERM"));
+  process.on("SIGINT", stop("SIGINT"));
+  process.on("SIGHUP", () => {
+    log.info("SIGHUP: leaving the containers to the next cmld");
+    end(0);
+  });
+
+  above.notify("READY=1");
+  if (above.watchdogMs !== undefined) setInterval(() => above.notify("WATCHDOG=1"), above.watchdogMs);
+  manager.begin().catch((e) => {
+    log.error(`core0 cannot be started: ${chain(e)}`);
+    end(1);
+  });
+  const status = await over;
+  log.info(`ending with status ${status}`);
+  process.exit(status);
 }

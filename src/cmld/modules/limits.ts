@@ -1,0 +1,48 @@
+// limits: what a container's init must not inherit from cmld: its protection from the kernel's OOM killer, its many
+// descriptors (programs that use select(2) break above 1024), its lack of core files.
+import { writeFileSync } from "node:fs";
+import { mem, Struct } from "../../sys/mem.ts";
+import { now } from "../../sys/now.ts";
+import type { Op } from "../../sys/op.ts";
+import type { Module } from "../module.ts";
+
+const [RLIMIT_CORE, RLIMIT_NOFILE] = [4, 7]; // asm-generic/resource.h
+/** As the kernel gives them to the first process (linux/fs.h, INR_OPEN_CUR); the hard one as systemd gives it. */
+const [FILES_SOFT, FILES_HARD] = [1024, 524_288];
+
+const prlimit = (resource: number, soft: number | bigint, hard: number | bigint): Op => ({
+  call: "prlimit64",
+  args: [0, resource, { data: new Struct(16).u64(soft).u64(hard).bytes, text: `{${soft}, ${hard}}` }, null],
+});
+
+function limitsOf(resource: number): { soft: bigint; hard: bigint } {
+  const into = mem(16);
+  now({ call: "prlimit64", args: [0, resource, null, into] });
+  const view = new DataView(into.buffer);
+  return { soft: view.getBigUint64(0, true), hard: view.getBigUint64(8, true) };
+}
+
+const least = (a: bigint, b: bigint): bigint => (a < b ? a : b);
+
+/** Of cmld itself: as many descriptors as it may have, no core files (they would hold what clients sent). */
+export function ownLimits(): void {
+  const { hard } = limitsOf(RLIMIT_NOFILE);
+  now(prlimit(RLIMIT_NOFILE, hard, hard));
+  now(prlimit(RLIMIT_CORE, 0, limitsOf(RLIMIT_CORE).hard));
+}
+
+const inherited = { files: limitsOf(RLIMIT_NOFILE).hard, core: limitsOf(RLIMIT_CORE).hard };
+
+export const limits: Module = {
+  name: "limits",
+  attach(_, p) {
+    writeFileSync(`/proc/${p.pid}/oom_score_adj`, "0");
+  },
+  last() {
+    const { files, core } = inherited;
+    return [
+      prlimit(RLIMIT_NOFILE, least(BigInt(FILES_SOFT), files), least(BigInt(FILES_HARD), files)),
+      prlimit(RLIMIT_CORE, core, core),
+    ];
+  },
+};
