@@ -73,6 +73,10 @@ $(OUT)/cml: $(SOURCES) $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
 $(OUT)/aarch64/cml: $(SOURCES) $(OUT)/aarch64/run.so $(OUT)/aarch64/cservice $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
 	$(BUN) initramfs/cross.ts aarch64 $@ $(BUILD_FLAGS)
 
+.PHONY: man
+man: node_modules/.ready proto/gen/proto.js ## write the manual pages in out/man/
+	$(BUN) src/man.ts $(OUT)/man
+
 # --- guests ------------------------------------------------------------------
 
 GUESTS := core0 debian busybox classic
