@@ -2,9 +2,9 @@
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Child, type Ended, launch, reap } from "../run/launch.ts";
+import { type Child, type Ended, hasEnded, launch, reap } from "../run/launch.ts";
 import { O_DIRECTORY, O_RDONLY, openat, read, SOCK_STREAM, signal } from "../sys/calls.ts";
-import { kill as killGroup, settled } from "../sys/cgroup.ts";
+import { isFrozen, kill as killGroup, settled } from "../sys/cgroup.ts";
 import { chain } from "../sys/error.ts";
 import { Fd, pair } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
@@ -98,6 +98,8 @@ export class Container implements ContainerLife {
   #live: Live | undefined;
   #exit: Ended | undefined;
   #stopped: (() => void)[] = [];
+  /** A start, or an explain(), that is under way. */
+  #starting: Promise<unknown> = Promise.resolve();
 
   constructor(
     readonly uuid: string,
@@ -221,43 +223,64 @@ export class Container implements ContainerLife {
     live.ledger.running(running);
   }
 
-  #ledgerDirectory(): string {
-    return join(this.around.host.run, "ledger");
+  start({ setup }: { setup: boolean }): Promise<void> {
+    const before = this.#starting;
+    const starting = this.#start(setup, before);
+    this.#starting = starting.catch(() => {});
+    return starting;
   }
 
-  async start({ setup }: { setup: boolean }): Promise<void> {
+  async #start(setup: boolean, before: Promise<unknown>): Promise<void> {
     const { around } = this;
     const name = this.#config.name;
     if (setup) throw new Error(`${name}: setup mode is not available yet`);
     this.#to("STARTING");
+    await before;
     let ledger: Ledger | undefined;
     const kept: string[] = [];
     try {
       const os = around.bind(this.#config);
-      ledger = Ledger.open(this.#ledgerDirectory(), {
-        uuid: this.uuid,
-        guestos: os.config.name,
-        guestosVersion: os.config.version,
-        uidStart: this.uidStart,
-      });
+      ledger = await this.#ledger(os);
       const s = this.#begin(setup, ledger, os, kept);
       const live = await this.#launch(s, ledger, kept);
       this.#live = live;
       this.#note();
       try {
-        for (const m of around.modules) await hook(m, "started", () => m.started?.(s, live.process));
+        await this.#started(live);
       } finally {
         this.#watch(live); // only now: its end releases what the hooks have acquired
       }
     } catch (cause) {
       // What failed after execve ends the container; its end releases everything.
-      if (this.#live) await this.kill();
+      if (this.#live) await this.#kill();
       else {
         for (const entry of kept) around.forget(entry);
         await ledger?.release().catch((e) => around.log(`${name}: ${chain(e)}`));
         this.#to("STOPPED");
       }
       throw new Error(`start ${name}`, { cause });
+    }
+  }
+
+  #ledger(os: BoundGuestOs): Promise<Ledger> {
+    const head = {
+      uuid: this.uuid,
+      guestos: os.config.name,
+      guestosVersion: os.config.version,
+      uidStart: this.uidStart,
+    };
+    return Ledger.open(join(this.around.host.run, "ledger"), head, this.around.log);
+  }
+
+  async #started(live: Live): Promise<void> {
+    const s = live.start;
+    for (const m of this.around.modules) {
+      try {
+        await hook(m, "started", () => m.started?.(s, live.process));
+      } catch (e) {
+        if (!hasEnded(live.process.pidfd)) throw e;
+        s.log(`it has ended already: ${chain(e)}`); // a short life is no failed start
+      }
     }
   }
 
@@ -271,13 +294,13 @@ export class Container implements ContainerLife {
     const flags = modules.reduce((all, m) => all | (m.namespaces?.(s) ?? 0n), 0n);
     const since = bootTime();
     const child = launch(program(s, modules, { ours: gate.n, theirs: far.n }), flags, group.n);
-    far.close();
-    const started = startTime(child.pid) ?? 0;
-    ledger.acquire({ kind: "process", pid: child.pid, startTime: started }, () => {});
-    const process: Process = child;
     const execed = child.started();
     execed.catch(() => {}); // judged below, where it is awaited
     try {
+      far.close();
+      const started = startTime(child.pid) ?? 0;
+      const process: Process = child;
+      ledger.acquire({ kind: "process", pid: child.pid, startTime: started }, () => {});
       for (const m of modules) await hook(m, "attach", () => m.attach?.(s, process));
       now(signal(gate.n));
       await atGate(gate, execed);
@@ -285,20 +308,28 @@ export class Container implements ContainerLife {
       this.#to("BOOTING");
       now(signal(gate.n));
       await execed;
+      return { start: s, ledger, process, startTime: started, since, ours: true, kept };
     } catch (e) {
       await end(child);
+      await execed.catch(() => {}); // it holds a descriptor until then
       throw e;
     }
-    return { start: s, ledger, process, startTime: started, since, ours: true, kept };
   }
 
   #watch(live: Live): void {
-    live.timer = setTimeout(() => {
-      if (this.#state !== "BOOTING") return;
-      this.around.log(`${this.#config.name}: not booted after ${BOOT_MS / 1000} s: killed`);
-      killGroup(this.group);
-    }, BOOT_MS);
+    if (this.#state === "BOOTING")
+      this.#patience(live, BOOT_MS, () => this.#state === "BOOTING", "not booted");
+    if (this.#state === "SHUTDOWN") this.#patience(live, STOP_MS, () => true, "not stopped");
     void ended(live.process.pidfd).then(() => this.#ended(live));
+  }
+
+  #patience(live: Live, ms: number, still: () => boolean, what: string): void {
+    clearTimeout(live.timer);
+    live.timer = setTimeout(() => {
+      if (!still()) return;
+      this.around.log(`${this.#config.name}: ${what} after ${ms / 1000} s: killed`);
+      killGroup(this.group);
+    }, ms);
   }
 
   async #ended(live: Live): Promise<void> {
@@ -337,14 +368,19 @@ export class Container implements ContainerLife {
       kept,
     };
     this.#live = live;
-    this.#state = running.state as State;
-    try {
-      for (const m of this.around.modules) await hook(m, "started", () => m.started?.(s, live.process));
-    } finally {
-      this.#watch(live);
-    }
+    this.#state = this.#seen(running.state as State);
+    for (const m of this.around.modules)
+      await hook(m, "started", () => m.started?.(s, live.process)).catch((e) => s.log(chain(e)));
+    this.#watch(live);
     this.around.log(`${this.#config.name}: adopted, pid ${running.pid}, ${this.#state}`);
     return true;
+  }
+
+  /** The state that was noted, unless the group's freezer, which may have moved since, says otherwise. */
+  #seen(noted: State): State {
+    const frozen = isFrozen(this.group);
+    if (frozen && noted === "RUNNING") return "FROZEN";
+    return !frozen && (noted === "FROZEN" || noted === "FREEZING") ? "RUNNING" : noted;
   }
 
   async stop(): Promise<void> {
@@ -355,11 +391,7 @@ export class Container implements ContainerLife {
       throw new Error(`${name} is ${this.#state}: not running`);
     this.#to("SHUTDOWN");
     this.#note();
-    clearTimeout(live.timer);
-    live.timer = setTimeout(() => {
-      this.around.log(`${name}: not stopped after ${STOP_MS / 1000} s: killed`);
-      killGroup(this.group);
-    }, STOP_MS);
+    this.#patience(live, STOP_MS, () => true, "not stopped");
     let asked = false;
     for (const m of this.around.modules) {
       try {
@@ -372,6 +404,11 @@ export class Container implements ContainerLife {
   }
 
   async kill(): Promise<void> {
+    await this.#starting;
+    return this.#kill();
+  }
+
+  async #kill(): Promise<void> {
     const live = this.#live;
     if (!live) return this.whenStopped();
     if (this.#frozen) await this.unfreeze();
@@ -416,15 +453,19 @@ export class Container implements ContainerLife {
     this.#to(state);
   }
 
-  async explain(): Promise<string[]> {
+  explain(): Promise<string[]> {
+    if (this.#state !== "STOPPED")
+      return Promise.reject(new Error(`${this.#config.name} is ${this.#state}: stop it first`));
+    const before = this.#starting;
+    const explaining = this.#explain(before);
+    this.#starting = explaining.catch(() => {}); // a start waits until this has let go
+    return explaining;
+  }
+
+  async #explain(before: Promise<unknown>): Promise<string[]> {
+    await before;
     const os = this.around.bind(this.#config);
-    if (this.#state !== "STOPPED") throw new Error(`${this.#config.name} is ${this.#state}: stop it first`);
-    const ledger = Ledger.open(this.#ledgerDirectory(), {
-      uuid: this.uuid,
-      guestos: os.config.name,
-      guestosVersion: os.config.version,
-      uidStart: this.uidStart,
-    });
+    const ledger = await this.#ledger(os);
     const kept: string[] = [];
     try {
       const s = this.#begin(false, ledger, os, kept);

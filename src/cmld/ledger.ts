@@ -3,6 +3,9 @@
 // value per line: first its head, then resources, then facts about the running container.
 import {
   closeSync,
+  existsSync,
+  fstatSync,
+  ftruncateSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -81,18 +84,28 @@ export class Ledger implements Owned {
   private constructor(
     path: string,
     readonly head: Head,
+    flags: "a" | "ax",
   ) {
     this.#path = path;
-    this.#file = openSync(path, "a", 0o600);
+    this.#file = openSync(path, flags, 0o600);
   }
 
-  /** A new ledger for a start; one that is there already is an error, for its container still owns things. */
-  static open(directory: string, head: Omit<Head, "version">): Ledger {
+  /** A new ledger for a start. One that is there already holds what could not be released: that is tried again first. */
+  static async open(
+    directory: string,
+    head: Omit<Head, "version">,
+    log: (line: string) => void,
+  ): Promise<Ledger> {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     const path = join(directory, head.uuid);
-    closeSync(openSync(path, "wx", 0o600));
-    const ledger = new Ledger(path, { version: LEDGER_VERSION, ...head });
-    ledger.#write({ head: ledger.head });
+    if (existsSync(path)) await Ledger.#read(path, log)?.ledger.release();
+    const ledger = new Ledger(path, { version: LEDGER_VERSION, ...head }, "ax");
+    try {
+      ledger.#write({ head: ledger.head });
+    } catch (e) {
+      await ledger.release();
+      throw e;
+    }
     return ledger;
   }
 
@@ -110,28 +123,37 @@ export class Ledger implements Owned {
     }
     const found: { ledger: Ledger; running?: Running }[] = [];
     for (const name of names.sort()) {
-      const path = join(directory, name);
-      const lines = parse(readFileSync(path, "utf8"));
-      const head = lines.find((l) => "head" in l)?.head;
-      if (!head || head.uuid !== basename(path)) {
-        log(`ledger ${name}: no head line; nothing was acquired`); // written before anything else
-        unlinkSync(path);
-        continue;
-      }
-      if (head.version > LEDGER_VERSION)
-        throw new Error(
-          `ledger ${name} has version ${head.version}, this cmld knows ${LEDGER_VERSION}: use the newer cmld`,
-        );
-      const ledger = new Ledger(path, head);
-      for (const line of lines) if ("own" in line) ledger.#owned.push(line.own);
-      const running = lines.findLast((l) => "running" in l)?.running;
-      found.push(running ? { ledger, running } : { ledger });
+      const read = Ledger.#read(join(directory, name), log);
+      if (read) found.push(read);
     }
     return found;
   }
 
+  static #read(path: string, log: (line: string) => void): { ledger: Ledger; running?: Running } | undefined {
+    const name = basename(path);
+    const lines = parse(readFileSync(path, "utf8"), (line) => log(`ledger ${name}: not readable: ${line}`));
+    const head = lines.find((l) => "head" in l)?.head;
+    if (head && head.version > LEDGER_VERSION)
+      throw new Error(
+        `ledger ${name} has version ${head.version}, this cmld knows ${LEDGER_VERSION}: use the newer cmld`,
+      );
+    if (!head || head.uuid !== name) {
+      log(`ledger ${name}: no head line; nothing was acquired`); // written before anything else
+      unlinkSync(path);
+      return undefined;
+    }
+    const ledger = new Ledger(path, head, "a");
+    for (const line of lines) if ("own" in line) ledger.#owned.push(line.own);
+    const running = lines.findLast((l) => "running" in l)?.running;
+    return running ? { ledger, running } : { ledger };
+  }
+
   #write(line: Line): void {
-    writeSync(this.#file, JSON.stringify(line) + "\n");
+    const bytes = Buffer.from(JSON.stringify(line) + "\n");
+    const before = fstatSync(this.#file).size;
+    if (writeSync(this.#file, bytes) === bytes.length) return;
+    ftruncateSync(this.#file, before); // half a line would spoil the next
+    throw new Error(`${this.#path}: no space left`);
   }
 
   acquire<T>(resource: Resource, how: () => T): T {
@@ -154,30 +176,37 @@ export class Ledger implements Owned {
     return this.#owned.filter((r): r is Extract<Resource, { kind: K }> => "kind" in r && r.kind === kind);
   }
 
-  /** Release everything in reverse, and the ledger itself. One failure does not stop the rest; all are reported. */
+  /** Release everything in reverse, and the ledger itself. One failure does not stop the rest; all are reported, and
+   * the file stays for whoever tries again: releasing what is gone is no error. */
   async release(): Promise<void> {
     const failures: unknown[] = [];
+    let left = false;
     for (let r = this.#owned.pop(); r; r = this.#owned.pop()) {
       try {
         if ("kind" in r) await release(r);
         else r[Symbol.dispose]();
       } catch (e) {
         failures.push(new Error("kind" in r ? `releasing ${JSON.stringify(r)}` : "closing", { cause: e }));
+        left ||= "kind" in r;
       }
     }
     closeSync(this.#file);
     this.#file = -1;
-    unlinkSync(this.#path);
+    if (!left) unlinkSync(this.#path);
     if (failures.length > 0) throw new Error(failures.map(chain).join("; "));
   }
 }
 
 /** Whole lines only: the last one may have been cut by a crash. */
-function parse(text: string): Line[] {
+function parse(text: string, bad: (line: string) => void): Line[] {
   const lines: Line[] = [];
   for (const line of text.slice(0, text.lastIndexOf("\n") + 1).split("\n")) {
     if (line === "") continue;
-    lines.push(JSON.parse(line) as Line);
+    try {
+      lines.push(JSON.parse(line) as Line);
+    } catch {
+      bad(line);
+    }
   }
   return lines;
 }

@@ -1,6 +1,6 @@
 // Run a helper program of the system (mke2fs, e2fsck) to its end, without blocking: explicit path, arguments and
 // environment, no standard input, what it says on standard error kept for the error.
-import { close, dup3, execve, O_RDONLY, openat } from "../sys/calls.ts";
+import { cloexecFrom, dup3, execve, O_RDONLY, openat } from "../sys/calls.ts";
 import { type Fd, pipe } from "../sys/fd.ts";
 import { Reg } from "../sys/op.ts";
 import { ended } from "../sys/poll.ts";
@@ -18,15 +18,16 @@ export interface Finished extends Ended {
 export async function command(argv: readonly string[]): Promise<Finished> {
   const out = pipe();
   using read = out.read;
+  using write = out.write;
   const child = launch([
     openat(-100, "/dev/null", O_RDONLY, 0, NULL),
     dup3(NULL, 0),
-    dup3(out.write.n, 1),
-    dup3(out.write.n, 2),
-    close(NULL),
+    dup3(write.n, 1),
+    dup3(write.n, 2),
+    cloexecFrom(3),
     execve(argv[0]!, argv, ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]),
   ]);
-  out.write.close();
+  write.close();
   using pidfd: Fd = child.pidfd;
   const over = ended(pidfd);
   const started = child.started();

@@ -10,7 +10,7 @@ import { type Op, show } from "../sys/op.ts";
 import { readable } from "../sys/poll.ts";
 
 const SIGCHLD = 17; // asm-generic/signal.h
-const [P_PIDFD, WEXITED, WNOHANG, WALL] = [3, 4, 1, 0x40000000]; // linux/wait.h
+const [P_PIDFD, WEXITED, WNOHANG, WNOWAIT, WALL] = [3, 4, 1, 0x1000000, 0x40000000]; // linux/wait.h
 
 const NONE = -1; // no descriptor
 /** A pidfd of this process, made when it is first needed. */
@@ -88,6 +88,9 @@ export function reap(pidfd: Fd, flags = WNOHANG): Ended | undefined {
   const CLD_EXITED = 1;
   return view.getInt32(8, true) === CLD_EXITED ? { status: value } : { signal: value };
 }
+
+/** Whether our child has ended; it can still be collected. */
+export const hasEnded = (pidfd: Fd): boolean => reap(pidfd, WNOHANG | WNOWAIT) !== undefined;
 
 /** Do short, quick system calls in a vforked child that shares our descriptor table: descriptors it opens in
  * another namespace appear here. We stand still meanwhile (0.1 ms), so nothing in `ops` may block. */

@@ -133,6 +133,7 @@ export const writeText = (fd: At, text: string): Op => ({
 });
 export const pipe2 = (into: Uint8Array, flags: number): Op => ({ call: "pipe2", args: [into, flags] });
 export const dup3 = (from: At, to: At, flags = 0): Op => ({ call: "dup3", args: [from, to, flags] });
+export const F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h
 export const fcntl = (fd: At, command: number, value: number): Op => ({
   call: "fcntl",
   args: [fd, command, value],
@@ -172,6 +173,7 @@ export const fchmodat = (dir: At, path: string, mode: number): Op => ({
   args: [dir, path, mode],
 });
 export const chdir = (path: string): Op => ({ call: "chdir", args: [path] });
+export const chroot = (path: string): Op => ({ call: "chroot", args: [path] });
 export const fchdir = (fd: At): Op => ({ call: "fchdir", args: [fd] });
 export const umask = (mask: number): Op => ({ call: "umask", args: [mask] });
 

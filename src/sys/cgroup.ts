@@ -56,6 +56,15 @@ export async function settled(group: string, key: "populated" | "frozen", value:
   }
 }
 
+export function isFrozen(group: string): boolean {
+  try {
+    return readFileSync(join(group, "cgroup.events"), "utf8").includes("frozen 1");
+  } catch (e) {
+    if (isErrno(e, ENOENT)) return false;
+    throw e;
+  }
+}
+
 /** Every process in the group and below ends (cgroup.kill, Linux 5.14). */
 export function kill(group: string): void {
   try {

@@ -5,17 +5,18 @@
 // its mount namespace, attaches them. So the host's tree never shows a container's mount, and a crash leaves none.
 //
 // The order in the child matters, for the image is hostile: (1) the root is assembled on a staging tmpfs, from our
-// own paths only; (2) pivot_root, so that from here on every path, `..` and absolute link resolves inside; (3) missing
-// mount points are made while no procfs is reachable, so no magic link exists; (4) targets are opened with openat2 and
-// mounted on by descriptor; (5) the old root, needed until then because the kernel lets a user namespace mount proc
-// and sysfs only where it sees them whole, is detached.
+// own paths only; (2) chroot, so that from here on every path, `..` and absolute link resolves inside: pivot_root alone
+// would leave the old root stacked on the new one, where `bin/..` leads to it; (3) missing mount points are made and
+// targets opened with openat2, one component at a time, following no magic link; (4) what belongs there is mounted by
+// descriptor; (5) back to the old root, needed until now because the kernel lets a user namespace mount proc and sysfs
+// only where it sees them whole; pivot_root, and the old root is detached.
 import { existsSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import cserviceBytes from "../../../out/cservice" with { type: "file" };
 import { GuestOSMount } from "../../../proto/gen/proto.js";
 import { must } from "../../run/command.ts";
 import * as sys from "../../sys/calls.ts";
-import { EEXIST, EINVAL, isErrno } from "../../sys/error.ts";
+import { EAGAIN, EEXIST, EINVAL, isErrno, SysError } from "../../sys/error.ts";
 import { Fd } from "../../sys/fd.ts";
 import { attachLoop } from "../../sys/loop.ts";
 import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
@@ -98,6 +99,17 @@ const fileOf = (s: Start, m: Mount): string => {
   return join(s.imageDir, `${named || m.image_file}.plain.img`);
 };
 
+/** Open an image file for this container alone. The lock is the open file's, so the loop device holds it for as long
+ * as it lives, whoever has attached it: two file systems on one file would destroy each other. */
+function alone(path: string, readOnly: boolean): Fd {
+  const LOCK_EX_NB = 6; // asm-generic/fcntl.h
+  const file = new Fd(now(sys.openat(sys.AT_FDCWD, path, readOnly ? sys.O_RDONLY : sys.O_RDWR)));
+  const result = attempt({ call: "flock", args: [file.n, LOCK_EX_NB] });
+  if (result >= 0) return file;
+  file.close();
+  throw result === -EAGAIN ? new Error(`${path} is in use`) : new SysError(-result, `flock ${path}`);
+}
+
 /** A container's own ext4 image, made when it is missing; grown when its configured size has. */
 async function ownVolume(s: Start, m: Mount): Promise<Fd> {
   if (m.fs_type !== "ext4")
@@ -112,13 +124,14 @@ async function ownVolume(s: Start, m: Mount): Promise<Fd> {
     await must(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", fresh]);
     now({ call: "renameat2", args: [sys.AT_FDCWD, fresh, sys.AT_FDCWD, path, 0] });
     s.log(`made volume ${m.image_file}: ${bytes / MiB} MiB ext4`);
-  } else if (statSync(path).size < bytes) {
+  }
+  using file = alone(path, false);
+  if (statSync(path).size < bytes) {
     await must(["/sbin/e2fsck", "-f", "-y", path]);
     truncateSync(path, bytes);
     await must(["/sbin/resize2fs", path]);
     s.log(`grew volume ${m.image_file} to ${bytes / MiB} MiB`);
   }
-  using file = new Fd(now(sys.openat(sys.AT_FDCWD, path, sys.O_RDWR)));
   const loop = attachLoop(file, false, path);
   using _loop = loop.fd; // the mount keeps it from here on
   return mountAsFd("ext4", loop.path, m.mount_data, NODEV | sys.MOUNT_ATTR_NOATIME);
@@ -133,7 +146,7 @@ async function copiedDevice(s: Start, m: Mount): Promise<Fd> {
     now({ call: "renameat2", args: [sys.AT_FDCWD, `${path}.new`, sys.AT_FDCWD, path, 0] });
   }
   const readOnly = m.mount_type === T.DEVICE;
-  using file = new Fd(now(sys.openat(sys.AT_FDCWD, path, readOnly ? sys.O_RDONLY : sys.O_RDWR)));
+  using file = alone(path, readOnly);
   const loop = attachLoop(file, readOnly, path);
   using _loop = loop.fd;
   const attributes = NODEV | sys.MOUNT_ATTR_NOATIME | (readOnly ? sys.MOUNT_ATTR_RDONLY : 0);
@@ -160,9 +173,8 @@ async function volumeFd(s: Start, m: Mount): Promise<Fd | undefined> {
       if (isTmpfs(m)) return undefined;
       return sharedImage(join(s.osDir, `${m.image_file}.img`), m.fs_type, m.mount_data);
     case T.EMPTY:
-      return isTmpfs(m) ? undefined : ownVolume(s, m);
     case T.OVERLAY_RW:
-      return ownVolume(s, m);
+      return isTmpfs(m) ? undefined : ownVolume(s, m);
     case T.DEVICE:
     case T.DEVICE_RW:
       return copiedDevice(s, m);
@@ -215,7 +227,8 @@ function consoleDevice(): number | undefined {
 }
 
 /** Registers of this module's part of the program. */
-const [OLD, FS, MNT, TARGET, SERVICE, DIR] = [0, 1, 2, 3, 4, 5].map((n) => new Reg(n)) as [
+const [OLD, FS, MNT, TARGET, SERVICE, DIR, ROOT] = [0, 1, 2, 3, 4, 5, 6].map((n) => new Reg(n)) as [
+  Reg,
   Reg,
   Reg,
   Reg,
@@ -223,11 +236,6 @@ const [OLD, FS, MNT, TARGET, SERVICE, DIR] = [0, 1, 2, 3, 4, 5].map((n) => new R
   Reg,
   Reg,
 ];
-
-const directories = (path: string): string[] => {
-  const parts = path.split("/").filter(Boolean);
-  return parts.map((_, i) => `/${parts.slice(0, i + 1).join("/")}`);
-};
 
 const inside = (path: string, flags: number, resolve: number): Op =>
   sys.openat2(sys.AT_FDCWD, path, sys.O_PATH | flags, resolve, 0, TARGET);
@@ -247,13 +255,14 @@ const tmpfsData = (s: Start, m: Mount): string => {
   return ["mode=0755", bounds, m.mount_data].filter(Boolean).join(",");
 };
 
+/** Everything in here and in layerSteps() is relative to the staging tmpfs, the working directory: what a container
+ * reads in its mountinfo names nothing of the host. */
 function rootSteps(s: Start, plan: Plan): { steps: Op[]; root: string } {
-  const at = stage(s);
   const steps: Op[] = [];
   let root = "";
   plan.volumes.forEach(({ mount: m, fd }, i) => {
     if (!isRoot(m)) return;
-    const here = `${at}/${i}`;
+    const here = `${i}`;
     const attach = (path: string): Op[] => [
       sys.mkdir(path, 0o755),
       fd
@@ -271,6 +280,7 @@ function rootSteps(s: Start, plan: Plan): { steps: Op[]; root: string } {
     if (lower === "") throw new Error(`${m.image_file}: an overlay on / needs a root before it`);
     if (m.mount_type === T.OVERLAY_RO) {
       steps.push(
+        ...ownDirectory(`${upper}/upper`),
         sys.mount(
           "overlay",
           here,
@@ -313,7 +323,7 @@ const ownDirectory = (path: string): Op[] => [
 function layerSteps(s: Start, plan: Plan): Op[] {
   return plan.volumes.flatMap(({ mount: m, fd, slots }, i) => {
     if (isRoot(m) || !slots) return [];
-    const layer = `${stage(s)}/${i}.layer`;
+    const layer = `${i}.layer`;
     const steps: Op[] = [
       sys.mkdir(layer, 0o755),
       fd
@@ -328,7 +338,7 @@ function layerSteps(s: Start, plan: Plan): Op[] {
     if (m.mount_type === T.OVERLAY_RO) return [...steps, ...open(`${layer}/upper`, slots[1])];
     let top = layer;
     if (m.mount_type === T.SHARED_RW) {
-      top = `${stage(s)}/${i}.top`;
+      top = `${i}.top`;
       steps.push(
         sys.mkdir(top, 0o755),
         sys.mount("tmpfs", top, "tmpfs", sys.MS_NODEV, tmpfsData(s, { ...m, mount_data: "" })),
@@ -340,30 +350,41 @@ function layerSteps(s: Start, plan: Plan): Op[] {
   });
 }
 
-function mountPoints(s: Start, plan: Plan): Op[] {
+/** Make a mount point and the directories above it where they are missing. Each is made beneath its parent's
+ * descriptor, for any of them may be a link that a guest has put there. */
+function made(path: string, last: "directory" | "file"): Op[] {
   const S_IFREG = 0o100000;
-  const paths = new Set(["/proc", "/sys", "/dev", "/run"]);
-  const files = new Set<string>();
-  for (const { mount: m } of plan.volumes) {
-    if (isRoot(m)) continue;
-    const all = directories(m.mount_point);
-    if (isBind(m)) files.add(all.pop() ?? "/");
-    for (const path of all) paths.add(path);
-  }
-  if (plan.writableRoot && !plan.hasCservice) {
-    paths.add(dirname(CSERVICE));
-    files.add(CSERVICE);
-  }
-  if (s.isC0 && plan.writableRoot) for (const path of directories(dirname(EXECUTABLE))) paths.add(path);
-  if (s.isC0 && plan.writableRoot) files.add(EXECUTABLE);
-  return [
-    ...[...paths].map((p) => sys.mkdir(p, 0o755)),
-    ...[...files].map((p): Op => ({ ...sys.mknodat(sys.AT_FDCWD, p, S_IFREG | 0o755, 0), allow: EEXIST })),
-  ];
+  const parts = path.split("/").filter(Boolean);
+  return parts.flatMap((name, i): Op[] => {
+    const isFile = last === "file" && i === parts.length - 1;
+    return [
+      sys.openat2(
+        sys.AT_FDCWD,
+        `/${parts.slice(0, i).join("/")}`,
+        sys.O_PATH | sys.O_DIRECTORY,
+        LINKED,
+        0,
+        DIR,
+      ),
+      isFile
+        ? { ...sys.mknodat(DIR, name, S_IFREG | 0o755, 0), allow: EEXIST }
+        : sys.mkdirat(DIR, name, 0o755),
+      sys.close(DIR),
+    ];
+  });
 }
+
+/** Attach a mount to a file or directory that may be a link. `make`: what to make if there is nothing. */
+const place = (path: string, from: Reg | number, make?: "directory" | "file"): Op[] => [
+  ...(make ? made(path, make) : []),
+  inside(path, 0, LINKED),
+  sys.moveMount(from, TARGET, ""),
+  sys.close(TARGET),
+];
 
 function ownFileSystems(plan: Plan): Op[] {
   return [
+    ...["/proc", "/sys", "/dev", "/run"].map((path) => sys.mkdir(path, 0o755)),
     ...mountSteps("proc", "", NOSUID | NODEV | NOEXEC, FS, MNT),
     ...attachAt("/proc"),
     ...(plan.sys
@@ -396,14 +417,11 @@ function ownFileSystems(plan: Plan): Op[] {
 function configuredMounts(s: Start, plan: Plan): Op[] {
   return plan.volumes.flatMap(({ mount: m, fd, slots }) => {
     if (isRoot(m)) return [];
-    const target = inside(m.mount_point, isBind(m) ? 0 : sys.O_DIRECTORY, LINKED);
     if (!slots) {
-      if (fd) return [target, sys.moveMount(fd.n, TARGET, ""), sys.close(TARGET)];
+      if (fd) return place(m.mount_point, fd.n, isBind(m) ? "file" : "directory");
       return [
         ...mountSteps("tmpfs", tmpfsData(s, m), NOSUID | NODEV, FS, MNT),
-        target,
-        sys.moveMount(MNT, TARGET, ""),
-        sys.close(TARGET),
+        ...place(m.mount_point, MNT, "directory"),
         sys.close(MNT),
       ];
     }
@@ -415,7 +433,8 @@ function configuredMounts(s: Start, plan: Plan): Op[] {
         : `lowerdir=${named(lower)},upperdir=${named(upper)},workdir=${named(work)}`;
     const attributes = NODEV | (m.mount_type === T.OVERLAY_RO ? sys.MOUNT_ATTR_RDONLY : 0);
     return [
-      target,
+      ...made(m.mount_point, "directory"),
+      inside(m.mount_point, sys.O_DIRECTORY, LINKED),
       ...(m.mount_type === T.SHARED_RW ? [] : [sys.dup3(TARGET, lower.n)]),
       ...mountSteps("overlay", `${layers},userxattr`, attributes, FS, MNT),
       sys.moveMount(MNT, TARGET, ""),
@@ -434,7 +453,7 @@ export const volumes: Module = {
 
   async prepare(s) {
     const list: Volume[] = [];
-    const spare = (): Fd => s.owned.use(new Fd(now({ call: "dup", args: [2] })));
+    const spare = (): Fd => s.owned.use(new Fd(now(sys.fcntl(2, sys.F_DUPFD_CLOEXEC, 0))));
     for (const mount of wanted(s)) {
       try {
         const fd = await volumeFd(s, mount);
@@ -497,34 +516,33 @@ export const volumes: Module = {
   child(s) {
     const plan = plans.need(s);
     const { steps, root } = rootSteps(s, plan);
-    const at = stage(s);
     const cservice = plan.writableRoot || plan.hasCservice;
     return [
       sys.mount("none", "/", "none", sys.MS_REC | sys.MS_PRIVATE),
       sys.openat(sys.AT_FDCWD, "/", sys.O_PATH | sys.O_DIRECTORY, 0, OLD),
-      sys.mount("tmpfs", at, "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"),
+      sys.mount("tmpfs", stage(s), "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"),
+      sys.chdir(stage(s)),
       ...steps,
       ...layerSteps(s, plan),
-      ...(cservice ? helperSteps(`${at}/cservice`) : []),
-      sys.chdir(root),
-      sys.pivotRoot(".", "."),
-      ...mountPoints(s, plan),
+      ...(cservice ? helperSteps("cservice") : []),
+      sys.openat(sys.AT_FDCWD, root, sys.O_PATH | sys.O_DIRECTORY, 0, ROOT),
+      sys.fchdir(ROOT),
+      sys.chroot("."),
       ...ownFileSystems(plan),
       ...configuredMounts(s, plan),
       ...(cservice
-        ? [
-            inside(CSERVICE, 0, LINKED),
-            sys.moveMount(SERVICE, TARGET, ""),
-            sys.close(TARGET),
-            sys.close(SERVICE),
-          ]
+        ? [...place(CSERVICE, SERVICE, plan.hasCservice ? undefined : "file"), sys.close(SERVICE)]
         : []),
       ...(plan.executable
-        ? [inside(EXECUTABLE, 0, LINKED), sys.moveMount(plan.executable.n, TARGET, ""), sys.close(TARGET)]
+        ? place(EXECUTABLE, plan.executable.n, plan.writableRoot ? "file" : undefined)
         : []),
       sys.fchdir(OLD),
+      sys.chroot("."),
+      sys.fchdir(ROOT),
+      sys.pivotRoot(".", "."),
       sys.umount2(".", sys.MNT_DETACH),
       sys.close(OLD),
+      sys.close(ROOT),
       sys.chdir("/"),
       ...plan.volumes.flatMap(({ slots }) => (slots ?? []).map((slot) => sys.close(slot.n))),
     ];

@@ -1,0 +1,359 @@
+// Real containers, each mount type, and images that lie.
+import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { chain } from "../../src/sys/error.ts";
+import {
+  busyboxRoot,
+  difference,
+  type Mounts,
+  ROOT,
+  Said,
+  Type,
+  UID_START,
+  until,
+  World,
+  withReadiness,
+} from "./world.ts";
+
+let world: World;
+let before: string[];
+
+beforeAll(async () => {
+  world = World.open();
+  await world.sh("true"); // opens what stays open: the poll thread
+  before = world.snapshot();
+});
+afterAll(async () => await world[Symbol.asyncDispose]());
+afterEach(async () => {
+  await until(() => difference(before, world.snapshot()));
+});
+
+const WRITABLE: Mounts = [{ mount_point: "/", mount_type: Type.SHARED_RW }];
+const DATA = { mount_point: "/data", image_file: "data", fs_type: "ext4", mount_type: Type.EMPTY };
+const ETC = { mount_point: "/etc", image_file: "etc", fs_type: "ext4", mount_type: Type.OVERLAY_RW };
+
+test("a container starts, exits with its status, and leaves nothing", async () => {
+  const c = world.container({ init: ["/bin/sh", "-c", "exit 7"] });
+  await c.start({ setup: false });
+  await c.whenStopped();
+  expect([c.state, c.exit]).toEqual(["STOPPED", { status: 7 }]);
+});
+
+test("root inside is the first id of the range outside, in namespaces of its own", async () => {
+  const { said } = await world.sh(
+    "id -u; id -g; cat /proc/self/uid_map /proc/self/gid_map; hostname; cat /proc/self/cgroup; echo pid $$; ls /sys/class/net",
+  );
+  const rows = said.split("\n").map((l) => l.trim().replace(/\s+/g, " "));
+  expect(rows).toEqual([
+    "0",
+    "0",
+    `0 ${UID_START} 65536`,
+    `0 ${UID_START} 65536`,
+    "web",
+    expect.stringMatching(/./),
+    ...rows.slice(6),
+  ]);
+  expect(said).toMatch(/^0::\/$/m); // the root of its cgroup namespace
+  expect(said).toMatch(/pid 1\nlo$/); // first of its pid namespace; its network namespace has no other link
+});
+
+test("its uptime begins at 0", async () => {
+  const { said } = await world.sh("cat /proc/uptime");
+  expect(Number(said.split(" ")[0])).toBeLessThan(2);
+});
+
+test("it sees its own mounts only", async () => {
+  const { said } = await world.sh("cat /proc/self/mountinfo; ls /", { mounts: [...WRITABLE, DATA, ETC] });
+  expect(said).not.toContain(world.directory);
+  const points = said
+    .split("\n")
+    .filter((l) => l.includes(" - "))
+    .map((l) => l.split(" ")[4]);
+  expect(points.sort()).toEqual(
+    [
+      "/",
+      "/data",
+      "/dev",
+      "/dev/mqueue",
+      "/dev/pts",
+      "/dev/shm",
+      "/etc",
+      "/proc",
+      "/run",
+      "/sbin/cservice",
+      "/sys",
+      "/sys/fs/cgroup",
+    ].sort(),
+  );
+});
+
+test("SHARED is read-only; SHARED_RW forgets", async () => {
+  expect((await world.sh("touch /x")).said).toContain("Read-only file system");
+  const once = await world.sh("echo 1 > /x; cat /x; cat /etc/image; stat -c %u:%g /etc/image /x", {
+    mounts: WRITABLE,
+  });
+  expect(once.said).toBe("1\nfrom the image\n0:0\n0:0");
+  expect((await world.sh("ls /x", { mounts: WRITABLE })).status).toBe(1);
+});
+
+test("EMPTY: ext4 keeps, tmpfs forgets and is bounded", async () => {
+  const uuid = crypto.randomUUID();
+  const mounts = [
+    ...ROOT,
+    DATA,
+    { mount_point: "/tmp", image_file: "t", fs_type: "tmpfs", mount_type: Type.EMPTY, mount_data: "size=1m" },
+  ];
+  const write =
+    "echo kept > /data/f; echo gone > /tmp/f; stat -c %u:%g /data /data/f; dd if=/dev/zero of=/tmp/big bs=64k count=64";
+  const first = await world.sh(write, { uuid, mounts });
+  expect(first.said).toContain("0:0\n0:0");
+  expect(first.said).toContain("No space left on device");
+  const second = await world.sh("cat /data/f; ls /tmp", { uuid, mounts });
+  expect(second.said).toBe("kept");
+});
+
+test("OVERLAY_RW keeps changes over the image, on a directory and on /", async () => {
+  const uuid = crypto.randomUUID();
+  const mounts = [...ROOT, ETC];
+  await world.sh("cat /etc/image; echo changed > /etc/image; echo new > /etc/new", { uuid, mounts });
+  expect((await world.sh("cat /etc/image /etc/new", { uuid, mounts })).said).toBe("changed\nnew");
+
+  const root = crypto.randomUUID();
+  const whole = [...ROOT, { ...ETC, mount_point: "/" }];
+  expect((await world.sh("mkdir /made; echo kept > /made/f", { uuid: root, mounts: whole })).status).toBe(0);
+  expect((await world.sh("cat /made/f; stat -c %u:%g /made/f", { uuid: root, mounts: whole })).said).toBe(
+    "kept\n0:0",
+  );
+});
+
+test("OVERLAY_RW on tmpfs forgets", async () => {
+  const mounts = [...ROOT, { ...ETC, fs_type: "tmpfs" }];
+  expect((await world.sh("echo new > /etc/new; cat /etc/image /etc/new", { mounts })).said).toBe(
+    "from the image\nnew",
+  );
+});
+
+test("OVERLAY_RO puts a second image over the first", async () => {
+  world.image("feature", (root) => {
+    mkdirSync(join(root, "upper/added"), { recursive: true });
+    mkdirSync(join(root, "work"));
+    writeFileSync(join(root, "upper/added/f"), "feature\n");
+  });
+  const over = (mount_point: string) => [
+    ...ROOT,
+    { mount_point, image_file: "feature", mount_type: Type.OVERLAY_RO },
+  ];
+  expect((await world.sh("cat /added/f /etc/image; touch /x", { mounts: over("/") })).said).toMatch(
+    /^feature\nfrom the image\ntouch: \/x: Read-only file system$/,
+  );
+  expect(
+    (await world.sh("cat /etc/added/f /etc/image; touch /etc/x", { mounts: over("/etc") })).said,
+  ).toMatch(/^feature\nfrom the image\ntouch: \/etc\/x: Read-only file system$/);
+});
+
+test("BIND_FILE is one file for several containers, BIND_FILE_RW lets them write it", async () => {
+  const bind = (mount_type: number): Mounts => [
+    ...ROOT,
+    { mount_point: "/srv/file", image_file: "sub/note", fs_type: "none", mount_type },
+  ];
+  const wrote = await world.sh("echo shared > /srv/file; stat -c %u /srv/file", {
+    mounts: bind(Type.BIND_FILE_RW),
+  });
+  expect(wrote.said).toBe("0");
+  const other = { uidStart: UID_START + 100_000, mounts: bind(Type.BIND_FILE) };
+  const read = await world.sh("cat /srv/file; echo no > /srv/file", other);
+  expect(read.said).toMatch(/^shared\n.*Read-only file system$/);
+});
+
+test("mount points inside other mounts, and inside /run, are made", async () => {
+  const tmpfs = (mount_point: string) => ({
+    mount_point,
+    image_file: "t",
+    fs_type: "tmpfs",
+    mount_type: Type.EMPTY,
+  });
+  const mounts = [...ROOT, DATA, tmpfs("/data/a/b"), tmpfs("/run/deep/er")];
+  expect(
+    (await world.sh("touch /data/a/b/f /run/deep/er/f; ls /data/a/b /run/deep/er", { mounts })).said,
+  ).toBe("/data/a/b:\nf\n\n/run/deep/er:\nf");
+});
+
+test("a volume is grown to its configured size, and never attached twice", async () => {
+  const uuid = crypto.randomUUID();
+  await world.sh("echo kept > /data/f", { uuid, mounts: [...ROOT, DATA] });
+  const grown = await world.sh("cat /data/f; stat -f -c %b:%S /data", {
+    uuid,
+    mounts: [...ROOT, { ...DATA, def_size: 40 }],
+  });
+  const [text, size] = grown.said.split("\n");
+  expect(text).toBe("kept");
+  const [blocks, bytes] = size!.split(":").map(Number);
+  expect(blocks! * bytes!).toBeGreaterThan(30 * 1024 * 1024);
+
+  const said = new Said();
+  const c = world.container({
+    uuid,
+    mounts: [...ROOT, DATA],
+    init: ["/bin/sh", "-c", "echo up; sleep 1000"],
+    modules: [...withReadiness(), said.module],
+  });
+  await c.start({ setup: false });
+  expect(await said.line()).toBe("up\n");
+  // Another container that is told to use the same files, as a copied configuration would.
+  const images = join(world.directory, "containers", uuid);
+  expect(await world.failure({ images, mounts: [...ROOT, DATA] })).toMatch(
+    /^start web: prepare volumes: volume data on \/data: .* is in use$/,
+  );
+  await c.kill();
+  said.close();
+});
+
+test("devices: the usual ones work, no others can be made", async () => {
+  const { said } = await world.sh(
+    "echo x > /dev/null; dd if=/dev/zero bs=4 count=1 2>/dev/null | cat | wc -c; mknod /dev/sda b 8 0; mknod /tmp/null c 1 3; ls -l /dev/null; readlink /dev/fd; touch /dev/shm/x",
+    { mounts: WRITABLE },
+  );
+  expect(said).toMatch(/mknod: \/dev\/sda: Operation not permitted/);
+  expect(said).toMatch(/mknod: \/tmp\/null: Operation not permitted/);
+  expect(said).toMatch(/crw-rw-rw-.* 1, +3 .*\/dev\/null\n\/proc\/self\/fd$/);
+});
+
+test("it inherits no descriptor, and no environment but its own", async () => {
+  const { said } = await world.sh("ls /proc/self/fd | cat; env", {
+    config: { init_env: ["A=b"] },
+  });
+  expect(said.split("\n").sort()).toEqual(
+    ["0", "1", "2", "3", "A=b", "PATH=/bin", "PWD=/", "SHLVL=1"].sort(),
+  ); // 3: ls' own
+});
+
+test("a failed execve is the start's error", async () => {
+  expect(await world.failure({ init: ["/etc/image"] })).toMatch(
+    /^start web: child: execve\("\/etc\/image", .*EACCES$/,
+  );
+});
+
+// --- images that lie ----------------------------------------------------------------------
+
+/** A folder of the host that everybody may write to, and how an image would name it. */
+function bait(): { path: string; spellings: Record<string, string> } {
+  const path = join(world.directory, "bait");
+  rmSync(path, { recursive: true, force: true });
+  mkdirSync(path);
+  spawnChmod(path);
+  const up = "../".repeat(12);
+  return {
+    path,
+    spellings: {
+      absolute: path,
+      up: `${up}${path.slice(1)}`,
+      "up from a directory": `bin/../${path.slice(1)}`,
+      "up from a directory, absolute": `/bin/..${path}`,
+      "through a descriptor": `/proc/self/fd/0/${up}${path.slice(1)}`,
+      "through the old root": `/proc/1/root${path}`,
+      "through init's cwd": `/proc/1/cwd/..${path}`,
+    },
+  };
+}
+const spawnChmod = (path: string): void => void Bun.spawnSync(["/bin/chmod", "0777", path]);
+
+const SPELLINGS = [
+  "absolute",
+  "up",
+  "up from a directory",
+  "up from a directory, absolute",
+  "through a descriptor",
+  "through the old root",
+  "through init's cwd",
+];
+const PLACES = ["proc", "sys", "dev", "run", "data", "sbin/cservice"];
+
+for (const spelling of SPELLINGS)
+  test(`an image whose directories are links out (${spelling}) touches nothing of the host`, async () => {
+    const { path, spellings } = bait();
+    const target = spellings[spelling]!;
+    for (const [i, place] of PLACES.entries()) {
+      const name = `hostile-${SPELLINGS.indexOf(spelling)}-${i}`;
+      world.image(name, (root) => {
+        busyboxRoot(root);
+        rmSync(join(root, place), { recursive: true, force: true });
+        symlinkSync(target, join(root, place));
+      });
+      const mounts = [
+        { mount_point: "/", image_file: name, mount_type: Type.SHARED_RW },
+        { ...DATA, mount_point: place === "data" ? "/data/made/here" : "/mnt/made/here", fs_type: "tmpfs" },
+        {
+          mount_point: place === "data" ? "/data/file" : "/mnt/file",
+          image_file: "note",
+          fs_type: "none",
+          mount_type: Type.BIND_FILE_RW,
+        },
+      ];
+      const outcome = await world
+        .sh("echo 1 > /data/made/here/f; echo 2 > /data/file; cat /proc/self/mountinfo", { mounts })
+        .then(
+          (r) => r.said,
+          (e) => chain(e),
+        );
+      expect(readdirSync(path), `${place}: ${outcome}`).toEqual([]);
+      if (outcome.includes(" - ")) expect(outcome).not.toContain(world.directory);
+      else expect(outcome).toMatch(/^start web: .*: [A-Z]+$/);
+    }
+    expect(existsSync(path)).toBe(true);
+  });
+
+test("a volume that holds links is no way out either", async () => {
+  const { path } = bait();
+  const uuid = crypto.randomUUID();
+  const up = "../".repeat(12);
+  await world.sh(
+    `cd /data; ln -s ${path} absolute; ln -s ${up}${path.slice(1)} up; ln -s /proc/self/fd fds; ln -s /proc/1/root root; mkdir d; ln -s d/..${path} dots`,
+    { uuid, mounts: [...ROOT, DATA] },
+  );
+  for (const at of ["absolute", "up", "dots", "root", ...[...Array(24).keys()].map((n) => `fds/${n}`)]) {
+    const mounts: Mounts = [
+      ...ROOT,
+      DATA,
+      { mount_point: `/data/${at}/x/y`, image_file: "t", fs_type: "tmpfs", mount_type: Type.EMPTY },
+      { mount_point: `/data/${at}/file`, image_file: "note", fs_type: "none", mount_type: Type.BIND_FILE_RW },
+    ];
+    const outcome = await world.sh("cat /proc/self/mountinfo", { uuid, mounts }).then((r) => r.said, chain);
+    expect(readdirSync(path), `${at}: ${outcome}`).toEqual([]);
+  }
+});
+
+test("an upper directory that is a link is refused", async () => {
+  const { path } = bait();
+  const uuid = crypto.randomUUID();
+  const as = (mount_point: string, mount_type: number) => [
+    ...ROOT,
+    { ...ETC, mount_point, mount_type, image_file: "v" },
+  ];
+  await world.sh(`cd /data; ln -s ${path} upper; mkdir work`, { uuid, mounts: as("/data", Type.EMPTY) });
+  for (const at of ["/", "/etc"])
+    expect(await world.failure({ uuid, mounts: as(at, Type.OVERLAY_RW) })).toMatch(/ELOOP/);
+  world.image("linked", (root) => {
+    symlinkSync(path, join(root, "upper"));
+    mkdirSync(join(root, "work"));
+  });
+  for (const at of ["/", "/etc"])
+    expect(
+      await world.failure({
+        mounts: [...ROOT, { mount_point: at, image_file: "linked", mount_type: Type.OVERLAY_RO }],
+      }),
+    ).toMatch(/ELOOP/);
+  expect(readdirSync(path)).toEqual([]);
+});
+
+test("the test's own world is what it says", () => {
+  expect(readFileSync("/proc/self/mountinfo", "utf8")).not.toContain(world.directory);
+});
