@@ -262,14 +262,15 @@ export class Container implements ContainerLife {
     }
   }
 
-  #ledger(os: BoundGuestOs): Promise<Ledger> {
-    const head = {
+  async #ledger(os: BoundGuestOs): Promise<Ledger> {
+    const directory = join(this.around.host.run, "ledger");
+    await Ledger.finish(directory, this.uuid, this.around.log);
+    return Ledger.open(directory, {
       uuid: this.uuid,
       guestos: os.config.name,
       guestosVersion: os.config.version,
       uidStart: this.uidStart,
-    };
-    return Ledger.open(join(this.around.host.run, "ledger"), head, this.around.log);
+    });
   }
 
   async #started(live: Live): Promise<void> {

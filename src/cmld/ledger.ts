@@ -90,23 +90,24 @@ export class Ledger implements Owned {
     this.#file = openSync(path, flags, 0o600);
   }
 
-  /** A new ledger for a start. One that is there already holds what could not be released: that is tried again first. */
-  static async open(
-    directory: string,
-    head: Omit<Head, "version">,
-    log: (line: string) => void,
-  ): Promise<Ledger> {
+  /** A new ledger for a start; one that is there already is an error: see finish(). */
+  static open(directory: string, head: Omit<Head, "version">): Ledger {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
-    const path = join(directory, head.uuid);
-    if (existsSync(path)) await Ledger.#read(path, log)?.ledger.release();
-    const ledger = new Ledger(path, { version: LEDGER_VERSION, ...head }, "ax");
+    const ledger = new Ledger(join(directory, head.uuid), { version: LEDGER_VERSION, ...head }, "ax");
     try {
       ledger.#write({ head: ledger.head });
     } catch (e) {
-      await ledger.release();
+      closeSync(ledger.#file);
+      unlinkSync(ledger.#path);
       throw e;
     }
     return ledger;
+  }
+
+  /** Try once more to release what an earlier start of this container could not. */
+  static async finish(directory: string, uuid: string, log: (line: string) => void): Promise<void> {
+    const path = join(directory, uuid);
+    if (existsSync(path)) await Ledger.#read(path, log)?.ledger.release();
   }
 
   /** What an earlier cmld left: each ledger with the container it says is running. */

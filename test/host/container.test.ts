@@ -63,7 +63,7 @@ test("root inside is the first id of the range outside, in namespaces of its own
     ...rows.slice(6),
   ]);
   expect(said).toMatch(/^0::\/$/m); // the root of its cgroup namespace
-  expect(said).toMatch(/pid 1\nlo$/); // first of its pid namespace; its network namespace has no other link
+  expect(said).toMatch(/pid 1\nhost0\nlo$/); // first of its pid namespace; its network namespace has its own links only
 });
 
 test("its uptime begins at 0", async () => {
@@ -232,7 +232,17 @@ test("it inherits no descriptor, and no environment but its own", async () => {
     config: { init_env: ["A=b"] },
   });
   expect(said.split("\n").sort()).toEqual(
-    ["0", "1", "2", "3", "A=b", "PATH=/bin", "PWD=/", "SHLVL=1"].sort(),
+    [
+      "0",
+      "1",
+      "2",
+      "3",
+      "A=b",
+      "NOTIFY_SOCKET=/run/socket/cml-notify",
+      "PATH=/bin",
+      "PWD=/",
+      "SHLVL=1",
+    ].sort(),
   ); // 3: ls' own
 });
 
