@@ -5,7 +5,7 @@
 // SIGRTMIN+3; the helper /sbin/cservice sends BOOT_COMPLETED and takes SHUTDOWN; any other init is running as soon as
 // it is executed and stops by the signal that its kind listens to. The sockets are made here, bound by the child
 // inside its own tree, and kept by init for the next cmld.
-import { readlinkSync } from "node:fs";
+import { readFileSync, readlinkSync } from "node:fs";
 import { basename } from "node:path";
 import { CmldToServiceMessage, ServiceToCmldMessage } from "../../../proto/gen/proto.js";
 import {
@@ -18,7 +18,7 @@ import {
   SOCK_NONBLOCK,
   socket,
 } from "../../sys/calls.ts";
-import { chain, ENOENT, isErrno } from "../../sys/error.ts";
+import { chain, ENOENT, ESRCH, isErrno } from "../../sys/error.ts";
 import { Fd } from "../../sys/fd.ts";
 import { unbound } from "../../sys/listen.ts";
 import { mem } from "../../sys/mem.ts";
@@ -58,6 +58,33 @@ const STOP_SIGNAL: Record<Kind, number> = {
   cservice: SIGTERM,
   plain: SIGTERM,
 };
+
+/** How long an init that has just started may take to become ready for its signal, and how often we look. */
+const [READY_MS, LOOK_MS] = [1000, 10];
+const RT_SIGTIMEDWAIT = process.arch === "arm64" ? "137" : "128"; // asm/unistd_64.h, asm-generic/unistd.h
+
+/** Whether a signal would reach it now. The kernel drops one that the pid 1 of a namespace neither catches nor blocks
+ * (pid_namespaces(7)); one that waits in sigtimedwait(2), as busybox' init, shows neither. */
+export function hears(status: string, syscall: string, signal: number): boolean {
+  const mask = (key: string) =>
+    BigInt(`0x${status.match(new RegExp(`^${key}:\\s*([0-9a-f]+)`, "m"))?.[1] ?? "0"}`);
+  const listened = (mask("SigCgt") | mask("SigBlk")) >> BigInt(signal - 1);
+  return (listened & 1n) === 1n || syscall.startsWith(`${RT_SIGTIMEDWAIT} `);
+}
+
+/** Wait until it hears the signal; false: it never will, or is gone. */
+async function becomesReady(pid: number, signal: number): Promise<boolean> {
+  const file = (name: string) => readFileSync(`/proc/${pid}/${name}`, "latin1");
+  for (const end = performance.now() + READY_MS; performance.now() < end; await Bun.sleep(LOOK_MS)) {
+    try {
+      if (hears(file("status"), file("syscall"), signal)) return true;
+    } catch (e) {
+      if (isErrno(e, ENOENT) || isErrno(e, ESRCH)) return false;
+      throw e;
+    }
+  }
+  return false;
+}
 
 interface Sockets {
   readonly service: Fd;
@@ -176,7 +203,9 @@ export const service: Module = {
       await first.send(CmldToServiceMessage.encode({ code: CmldToServiceMessage.Code.SHUTDOWN }));
       return true;
     }
-    kill(p.pidfd, STOP_SIGNAL[kindOfProcess(p)]);
+    const signal = STOP_SIGNAL[kindOfProcess(p)];
+    if (!(await becomesReady(p.pid, signal))) return false;
+    kill(p.pidfd, signal);
     return true;
   },
 };
