@@ -182,7 +182,13 @@ export function plan(s: Newcomer): Veth[] {
   });
   if (s.config.loopback_only) return [];
   const configured = s.config.vnet_configs;
-  const wanted = s.isC0 ? [link("cml", "uplink")] : configured.length > 0 ? configured : [link("host0")];
+  const wanted = s.isC0
+    ? [link("cml", "uplink")]
+    : s.config.loopback_only
+      ? []
+      : configured.length > 0
+        ? configured
+        : [link("host0")];
   const veths: Veth[] = [];
   for (const w of wanted) {
     const subnet = freeSubnet();
@@ -309,13 +315,15 @@ export function leave(host: Newcomer["host"]): void {
 
 /** The child waits at gate one: nobody is in its network namespace yet. */
 export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[]): Promise<void> {
-  ruleOurs(s.host);
   const g = enter(s, pid, veths);
   if (g.place) {
     replace(g.place.filter, rules(false));
     sysctlIn(g.netns, "ipv4/ip_forward", "1");
   }
-  await connect(g);
+  if (veths.length > 0) {
+    ruleOurs(s.host);
+    await connect(g);
+  }
   if (g.isC0) return await lendFree(g);
   for (const { netif, mac_filter } of s.config.net_ifaces) {
     if (mac_filter.length > 0) throw new Error(`network interface ${netif}: mac_filter is not available yet`);
@@ -327,12 +335,14 @@ export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[
 export async function adopt(s: Newcomer, pid: number): Promise<void> {
   const veths = s.owned.all("veth");
   for (const v of veths) subnets.set(v.subnet, s.uuid);
-  ruleOurs(s.host);
+  if (veths.length > 0) ruleOurs(s.host);
   const g = enter(s, pid, veths);
   if (g.place) replace(g.place.filter, rules(false));
-  const inside = inNetns(g, (n) => links(n));
-  // A link given back meanwhile is in the ledger still.
-  g.nics = s.owned.all("nic").filter((nic) => inside.some((l) => isNic(l, nic)));
+  const nics = s.owned.all("nic");
+  if (nics.length > 0) {
+    const inside = inNetns(g, (n) => links(n));
+    g.nics = nics.filter((nic) => inside.some((l) => isNic(l, nic))); // others were given back meanwhile
+  }
   if (g.isC0) await lendFree(g);
 }
 
@@ -379,13 +389,9 @@ function inNetns<T>(g: Guest, use: (n: Netlink) => T): T {
  * gateway answers. */
 async function connect(g: Guest): Promise<void> {
   const router = routerOf(g);
-  const [socket] = g.place ? [g.place.route] : netlinkIn(g.netns, NETLINK_ROUTE);
-  using opened = g.place ? undefined : socket;
-  const inside = opened ?? socket!;
-  if (!router) {
-    inside.do([upLink("lo")]); // routerChanged() comes back to it
-    return;
-  }
+  if (!router) return; // routerChanged() comes back to it
+  using opened = g.place ? undefined : netlinkIn(g.netns, NETLINK_ROUTE)[0]!;
+  const inside = (g.place?.route ?? opened)!;
   const made = router.route
     .do(
       g.veths.flatMap((v) => [
@@ -408,7 +414,6 @@ async function connect(g: Guest): Promise<void> {
   );
   const first = pairs.find(([v]) => v === g.veths[0]);
   inside.do([
-    upLink("lo"),
     ...pairs.flatMap(([v, end]) => [addAddress(end.peer!, guestAddress(v), 24), upLink(end.peer!)]),
     ...(first && !g.isC0 ? [defaultRoute(first[1].peer!, gateway(first[0]))] : []),
   ]);

@@ -1,5 +1,7 @@
 // Network links, addresses and routes as netlink messages (rtnetlink(7)), and as `ip link` prints them. Every
 // function describes one message; Netlink.do() sends several at once.
+import { close, ioctl, SOCK_DGRAM, socket } from "./calls.ts";
+import { Struct } from "./mem.ts";
 import {
   type Attribute,
   attributeList,
@@ -15,6 +17,7 @@ import {
   textOf,
   u32,
 } from "./netlink.ts";
+import type { Op, Reg } from "./op.ts";
 
 // linux/rtnetlink.h
 const [RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK] = [16, 17, 18];
@@ -217,6 +220,17 @@ export const addLink = (name: string, kind: string): Message =>
 
 export const deleteLink = (which: Which): Message =>
   linkMessage(RTM_DELLINK, 0, which, undefined, [], `link delete ${which}`);
+
+/** Set lo up in the caller's network namespace, for a child that has no netlink: netdevice(7). */
+export function raiseLoopback(save: Reg): Op[] {
+  const SIOCSIFFLAGS = 0x8914; // linux/sockios.h
+  const ifreq = new Struct(40).raw(Buffer.from("lo")).skip(14).u16(IFF_UP).bytes;
+  return [
+    socket(AF_INET, SOCK_DGRAM, 0, save),
+    ioctl(save, SIOCSIFFLAGS, { data: ifreq, text: '{"lo", IFF_UP}' }),
+    close(save),
+  ];
+}
 
 export const upLink = (which: Which): Message =>
   linkMessage(RTM_NEWLINK, 0, which, true, [], `link set ${which} up`);

@@ -1,6 +1,8 @@
 // network: a namespace of its own with links to the router (router.ts), ready before the container's init runs.
 // In a file of its own are only the hooks; what they do concerns other containers as well.
 import { CLONE_NEWNET } from "../../sys/calls.ts";
+import { raiseLoopback } from "../../sys/link.ts";
+import { Reg } from "../../sys/op.ts";
 import { type Module, Slot } from "../module.ts";
 import { adopt, connectNew, plan, routerChanged, type Veth } from "../router.ts";
 
@@ -15,6 +17,7 @@ export const network: Module = {
   async attach(s, p) {
     if (s.config.netns) await connectNew(s, p.pid, planned.need(s));
   },
+  child: (s) => (s.config.netns ? raiseLoopback(new Reg(0)) : []),
   async started(s, p) {
     const adopted = s.config.netns && !planned.get(s);
     if (adopted) await adopt(s, p.pid);
