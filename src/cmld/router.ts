@@ -174,21 +174,15 @@ function freeSubnet(): number {
 export function plan(s: Newcomer): Veth[] {
   if (!s.config.netns) return [];
   s.owned.acquire({ kind: "network", uuid: s.uuid }, () => {});
+  if (s.config.loopback_only) return [];
   const link = (if_name: string, if_rootns_name = ""): VnetConfig => ({
     if_name,
     if_rootns_name,
     if_mac: "",
     configure: true,
   });
-  if (s.config.loopback_only) return [];
   const configured = s.config.vnet_configs;
-  const wanted = s.isC0
-    ? [link("cml", "uplink")]
-    : s.config.loopback_only
-      ? []
-      : configured.length > 0
-        ? configured
-        : [link("host0")];
+  const wanted = s.isC0 ? [link("cml", "uplink")] : configured.length > 0 ? configured : [link("host0")];
   const veths: Veth[] = [];
   for (const w of wanted) {
     const subnet = freeSubnet();
