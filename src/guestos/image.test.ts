@@ -105,6 +105,18 @@ test("build() leaves nothing behind when it fails, and what was there when it is
   expect(readFileSync(`${out}/demo-3.conf`, "utf8")).toContain('init_param: "init"');
 });
 
+test("build() that is interrupted leaves nothing behind", async () => {
+  const out = `${dir}/interrupted`;
+  Bun.spawnSync(["mkfifo", `${dir}/stuck.tar`]); // tar waits for a writer that never comes
+  const words = ["guestos", "build", "web", `${dir}/stuck.tar`, "--version", "1", "-o", out, "--all-root"];
+  const child = Bun.spawn([process.execPath, "src/main.ts", ...words], { stderr: "pipe" });
+  for await (const chunk of child.stderr) if (Buffer.from(chunk).includes("unpacking")) break;
+  expect(readdirSync(out)).toHaveLength(1);
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(143);
+  expect(readdirSync(out)).toEqual([]);
+});
+
 test("the command line: what is wrong with it is said before anything is made", async () => {
   const out = `${dir}/cli`;
   const cml = (...words: string[]) => main(["build", "web", tree, "-o", out, ...words]);

@@ -23,6 +23,7 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
+import { constants } from "node:os";
 import { dirname, join, normalize, resolve } from "node:path";
 import {
   GuestOSConfig,
@@ -86,6 +87,11 @@ export async function build(guest: Guest, say: (line: string) => void = () => {}
 
   mkdirSync(guest.out, { recursive: true });
   const work = mkdtempSync(join(guest.out, `.${full}.`));
+  const interrupted = (signal: NodeJS.Signals) => {
+    rmSync(work, { recursive: true, force: true });
+    process.exit(128 + constants.signals[signal]);
+  };
+  process.on("SIGINT", interrupted).on("SIGTERM", interrupted);
   try {
     const tree = statSync(guest.from).isDirectory()
       ? guest.from
@@ -116,6 +122,7 @@ export async function build(guest: Guest, say: (line: string) => void = () => {}
   } catch (cause) {
     throw new Error(`build ${full}`, { cause });
   } finally {
+    process.off("SIGINT", interrupted).off("SIGTERM", interrupted);
     rmSync(work, { recursive: true, force: true });
   }
 }
@@ -201,8 +208,11 @@ async function tool(argv: readonly string[]): Promise<void> {
   } catch (cause) {
     throw new Error(`${argv[0]} does not start (install ${PACKAGES[argv[0]!] ?? argv[0]})`, { cause });
   }
+  const end = () => child.kill();
+  process.on("exit", end); // it does not outlive us
   const words = await new Response(child.stderr).text();
   const status = await child.exited;
+  process.off("exit", end);
   if (status === 0) return;
   throw new Error(
     `${argv[0]}: ${words.trim().split("\n").at(-1) || `exit status ${child.signalCode ?? status}`}`,
