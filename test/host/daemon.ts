@@ -1,0 +1,166 @@
+// A cmld of its own for a test, in hosted mode, in a temporary folder; and a client that speaks to it.
+import { spawnSync } from "node:child_process";
+import {
+  chmodSync,
+  createReadStream,
+  mkdirSync,
+  mkdtempSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { connect, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { ControllerToDaemon, DaemonToController, type IControllerToDaemon } from "../../proto/gen/proto.js";
+import { frame, Unframer } from "../../src/lib/frame.ts";
+import { busyboxRoot } from "./world.ts";
+
+export const { Command } = ControllerToDaemon;
+export const { Code, Response } = DaemonToController;
+
+/** One connection: what was answered, in order. */
+export class Client implements Disposable {
+  readonly #answers: DaemonToController[] = [];
+  #wake: (() => void) | undefined;
+  closed = false;
+  private constructor(readonly socket: Socket) {
+    const unframer = new Unframer();
+    socket.on("data", (chunk: Buffer) => {
+      for (const m of unframer.push(chunk)) this.#answers.push(DaemonToController.decode(m));
+      this.#wake?.();
+    });
+    socket.on("error", () => {});
+    socket.on("close", () => {
+      this.closed = true;
+      this.#wake?.();
+    });
+  }
+  static to(path: string): Promise<Client> {
+    return new Promise((resolve, reject) => {
+      const socket = connect({ path });
+      socket.on("connect", () => resolve(new Client(socket)));
+      socket.on("error", reject);
+    });
+  }
+  send(command: ControllerToDaemon.Command, fields: Partial<IControllerToDaemon> = {}): void {
+    this.socket.write(frame(ControllerToDaemon.encode({ command, ...fields })));
+  }
+  /** The next answer; throws if the daemon hangs up instead. */
+  async next(): Promise<DaemonToController> {
+    for (;;) {
+      const answer = this.#answers.shift();
+      if (answer) return answer;
+      if (this.closed) throw new Error("the daemon has closed the connection");
+      await new Promise<void>((wake) => (this.#wake = wake));
+    }
+  }
+  async ask(
+    command: ControllerToDaemon.Command,
+    fields: Partial<IControllerToDaemon> = {},
+  ): Promise<DaemonToController> {
+    this.send(command, fields);
+    return this.next();
+  }
+  /** "CMD_OK", or the code, with why if there is a reason. */
+  async say(command: ControllerToDaemon.Command, fields: Partial<IControllerToDaemon> = {}): Promise<string> {
+    const a = await this.ask(command, fields);
+    const word = a.code === Code.RESPONSE ? Response[a.response!] : Code[a.code];
+    return a.error_text === undefined ? word! : `${word}: ${a.error_text}`;
+  }
+  async whenClosed(): Promise<void> {
+    while (!this.closed) await new Promise<void>((wake) => (this.#wake = wake));
+  }
+  [Symbol.dispose](): void {
+    this.socket.destroy();
+  }
+}
+
+export class Cmld implements AsyncDisposable {
+  readonly socket: string;
+  #process: Bun.Subprocess | undefined;
+  private constructor(
+    readonly folder: string,
+    readonly argv: readonly string[],
+  ) {
+    this.socket = join(folder, "socket");
+  }
+
+  /** A data folder with a GuestOS "busybox" whose init runs `inittab`. */
+  static async begin(inittab = "::respawn:/bin/sleep 1000000\n"): Promise<Cmld> {
+    const folder = mkdtempSync(join(tmpdir(), "cmld-"));
+    chmodSync(folder, 0o755); // the containers' ids pass through it
+    const os = join(folder, "base/operatingsystems/busybox-1");
+    mkdirSync(os, { recursive: true });
+    const root = join(folder, "root");
+    busyboxRoot(root);
+    spawnSync("ln", ["-s", "../bin/busybox", join(root, "sbin/init")]);
+    writeFileSync(join(root, "etc/inittab"), inittab);
+    const image = join(os, "root.img");
+    const made = spawnSync("mksquashfs", [root, image, "-noappend", "-quiet", "-no-progress"]);
+    if (made.status !== 0) throw new Error(`mksquashfs: ${made.stderr}`);
+    const hash = new Bun.CryptoHasher("sha256");
+    for await (const chunk of createReadStream(image)) hash.update(chunk);
+    writeFileSync(
+      `${os}.conf`,
+      `name: "busybox"\nhardware: "x86"\nversion: 1\ninit_path: "/sbin/init"\ndescription { en: "busybox" }\n` +
+        `mounts { image_file: "root" mount_point: "/" fs_type: "squashfs" mount_type: SHARED ` +
+        `image_size: ${statSync(image).size} image_sha2_256: "${hash.digest("hex")}" }\n`,
+    );
+    const configuration = "hostedmode: true\nsigned_configs: false\ntpm_enabled: false\n";
+    writeFileSync(join(folder, "base/device.conf"), configuration);
+    const at = (name: string) => join(folder, name);
+    const places = ["--base", at("base"), "--run", at("run"), "--logs", at("logs"), "--socket", at("socket")];
+    const cmld = new Cmld(folder, [process.execPath, "src/main.ts", "cmld", ...places]);
+    await cmld.start();
+    return cmld;
+  }
+
+  get pid(): number {
+    return this.#process!.pid;
+  }
+
+  /** Start the daemon (again); resolves when it listens. */
+  async start(): Promise<void> {
+    rmSync(this.socket, { force: true });
+    const log = Bun.file(join(this.folder, "out"));
+    this.#process = Bun.spawn([...this.argv], { stdin: "ignore", stdout: log, stderr: log });
+    const process = this.#process;
+    for (;;) {
+      try {
+        (await Client.to(this.socket))[Symbol.dispose]();
+        return;
+      } catch {
+        if (process.exitCode !== null) throw new Error(`cmld has ended: ${await log.text()}`);
+        await Bun.sleep(5); // until it listens; nothing tells
+      }
+    }
+  }
+
+  client(): Promise<Client> {
+    return Client.to(this.socket);
+  }
+
+  /** A container of the GuestOS; its uuid. */
+  async create(name: string, more = ""): Promise<string> {
+    using c = await this.client();
+    const text = `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\n${more}`;
+    const a = await c.ask(Command.CREATE_CONTAINER, { container_config_file: Buffer.from(text) });
+    if (a.container_uuids.length !== 1) throw new Error(a.error_text);
+    return a.container_uuids[0]!;
+  }
+
+  /** Send a signal and wait for the end; its exit status, or the signal it died of. */
+  async end(signal: "SIGTERM" | "SIGHUP" | "SIGKILL"): Promise<number | string> {
+    const process = this.#process!;
+    process.kill(signal);
+    const status = await process.exited;
+    return process.signalCode ?? status;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { exitCode, signalCode } = this.#process ?? {};
+    if (exitCode === null && !signalCode) await this.end("SIGTERM");
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
