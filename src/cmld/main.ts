@@ -21,7 +21,7 @@ import { openHost } from "./host.ts";
 import { doorway } from "./modules/doorway.ts";
 import { limits, ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
-import { assign, interfaces, unassign, vnets } from "./router.ts";
+import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
 
 const USAGE = `usage: cmld [BASE] [options]
@@ -163,15 +163,16 @@ async function run(at: Places, debug: boolean): Promise<number> {
   let manager: Manager;
   const open = (listening: Fd, privileged: boolean) =>
     serve(listening, control(manager, privileged, privileged ? TRUSTED : GUEST));
+  const host = openHost({
+    base: at.base,
+    run: at.run,
+    logs: at.logs,
+    device,
+    router: () => manager.router(),
+    warn: (line) => log.warn(line),
+  });
   manager = new Manager({
-    host: openHost({
-      base: at.base,
-      run: at.run,
-      logs: at.logs,
-      device,
-      router: () => manager.router(),
-      warn: (line) => log.warn(line),
-    }),
+    host,
     device,
     modules: [...modules, doorway(open), limits],
     store: nothingKept,
@@ -190,7 +191,14 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const stop = (signal: string) => () => {
     log.info(`${signal}: stopping all containers`);
     manager.shutdown().then(
-      () => end(0),
+      () => {
+        try {
+          leave(host);
+        } catch (e) {
+          log.warn(`taking back what was done to the network: ${chain(e)}`);
+        }
+        end(0);
+      },
       (e) => log.error(chain(e)),
     );
   };

@@ -45,7 +45,7 @@ import {
   type Table,
 } from "../sys/nft.ts";
 import { moveRadio } from "../sys/nl80211.ts";
-import { type ContainerConfig, type DeviceConfig, isInterface, parseMac } from "./config.ts";
+import { type ContainerConfig, isInterface, parseMac } from "./config.ts";
 import type { Owned } from "./ledger.ts";
 import type { Host, Start } from "./module.ts";
 
@@ -147,8 +147,7 @@ const guestAddress = (v: Veth): string => `172.23.${v.subnet}.2`;
 
 // --- names, addresses --------------------------------------------------------
 
-/** Six random bytes as the configuration stores them: not yet a valid address of a link. */
-export const randomMac = (): string =>
+const randomMac = (): string =>
   Buffer.from(crypto.getRandomValues(new Uint8Array(6)))
     .toString("hex")
     .replace(/..\B/g, "$&:");
@@ -210,10 +209,6 @@ export function vnets(uuid: string): VnetConfig[] | undefined {
     if_mac: v.mac,
   }));
 }
-
-/** The name server a container is told; "" for none. */
-export const dnsOf = (config: ContainerConfig, device: DeviceConfig): string =>
-  config.dns_server || device.host_dns || "";
 
 // --- rules -------------------------------------------------------------------
 
