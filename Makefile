@@ -110,6 +110,10 @@ test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice 
 test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests ## real namespaces, mounts, cgroups and sockets on this machine (root)
 	$(BUN) test/run.ts host
 
+.PHONY: bench-protobuf
+bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec beside protobufjs (docs/decisions/0002-protobuf.md)
+	$(BUN) test/bench/protobuf.ts
+
 .PHONY: soak-fuzz
 soak-fuzz: node_modules/.ready proto/gen/proto.js $(OUT)/run.so ## 60 s of broken bytes for each parser, fixed seed
 	CML_SOAK=1 $(BUN) test fuzz
