@@ -24,11 +24,12 @@ export interface Child {
 }
 
 /** Throw what the shim reported, if it did: which op failed, and the errno. */
-function refused(ops: readonly Op[], report: Fd): void {
+function refused(ops: readonly Op[], report: Fd, before = 0): void {
   const failure = mem(8);
   if (now(read(report.n, failure)) === 0) return;
   const view = new DataView(failure.buffer);
-  throw new SysError(view.getUint32(4, true), `child: ${show(ops[view.getUint32(0, true)]!)}`);
+  const step = view.getUint32(0, true);
+  throw new SysError(view.getUint32(4, true), `child: ${show(ops[step]!)}`, step - before);
 }
 
 /** How a process ended: `status` for exit(status), `signal` for a fatal signal; exactly one is set. */
@@ -47,7 +48,8 @@ export function launch(ops: Program, flags = 0n, cgroup = -1, pidns?: Fd): Child
   using _ours = report.write; // ours closes here, the child's at execve
   using failed = new DisposableStack();
   failed.use(report.read);
-  const all = [...resetSignals(), ...(typeof ops === "function" ? ops(report.write.n) : ops)];
+  const first = resetSignals();
+  const all = [...first, ...(typeof ops === "function" ? ops(report.write.n) : ops)];
   const code = encode(all);
   const pidfd = mem(4);
   if (pidns) self ??= new Fd(now(pidfdOpen(process.pid)));
@@ -73,7 +75,7 @@ export function launch(ops: Program, flags = 0n, cgroup = -1, pidns?: Fd): Child
     async started() {
       using end = report.read;
       await readable(end); // execve closes the other end, a failure writes to it
-      refused(all, end);
+      refused(all, end, first.length);
     },
   };
 }

@@ -14,6 +14,9 @@ export function number(call: Call): number {
   return n;
 }
 
+/** Where memory made by mem() lies, for a struct that points to it. The caller keeps both alive. */
+export const address = (memory: Uint8Array): bigint => BigInt(ptr(memory));
+
 /** The program as bytes. Uint8Array arguments are not copied: the caller keeps them alive, made by mem(). */
 export function encode(ops: readonly Op[]): Uint8Array<ArrayBuffer> {
   const pieces: Uint8Array[] = [];

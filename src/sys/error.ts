@@ -31,6 +31,8 @@ export class SysError extends Error {
   constructor(
     readonly errno: number,
     readonly what: string,
+    /** Of a program: which of its calls failed, counted from 0. */
+    readonly step?: number,
   ) {
     super(`${what}: ${errno === 0 ? "unexpected result" : errnoName(errno)}`);
   }

@@ -47,7 +47,7 @@ export const LIMITS: Limits = { fileBytes: 4 << 20, files: 8, waiting: 256 << 10
 const FILE_MS = 24 * 3600 * 1000;
 
 /** A descriptor that takes text when it can, and never makes us wait. */
-class Console {
+export class Console {
   readonly #fd: Fd;
   readonly #isSocket: boolean;
   #waiting: Uint8Array<ArrayBuffer>[] = [];

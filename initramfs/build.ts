@@ -1,0 +1,108 @@
+// manifest → out/initramfs.cpio, and a list of every file in it. With --test: out/test/initramfs.cpio, the same
+// executable and files with the test agent added in a directory of its own.
+import {
+  chmodSync,
+  copyFileSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { cpio, type Entry } from "./cpio.ts";
+import { alwaysLoaded, type Inputs, machineModules, ramdisk, runtime } from "./manifest.ts";
+import { modulesAlias, modulesDep } from "./modules.ts";
+
+const OUT = "out";
+
+/** Block size and level were measured: docs/decisions/0001-ramdisk-layout.md. No clock, no owner but root. */
+const SQUASHFS = [
+  ["-comp", "zstd", "-Xcompression-level", "15", "-b", "131072"],
+  ["-all-root", "-all-time", "0", "-mkfs-time", "0", "-reproducible", "-no-xattrs", "-exports"],
+  ["-no-progress", "-quiet", "-no-recovery"],
+].flat();
+
+function run(argv: string[]): void {
+  const p = Bun.spawnSync(argv, { stdout: "inherit", stderr: "inherit" });
+  if (p.exitCode !== 0) throw new Error(`${argv.join(" ")}: exit status ${p.exitCode}`);
+}
+
+function stage(entries: readonly Entry[], root: string): void {
+  rmSync(root, { recursive: true, force: true });
+  mkdirSync(root, { recursive: true });
+  for (const e of entries) {
+    const path = `${root}/${e.path}`;
+    if (e.kind === "dir") mkdirSync(path, { mode: e.mode });
+    else if (e.kind === "link") symlinkSync(e.to, path);
+    else if (e.kind === "file") {
+      copyFileSync(e.from, path);
+      chmodSync(path, e.mode);
+    } else throw new Error(`${e.path}: a device node belongs into the ramdisk, not into the runtime image`);
+  }
+}
+
+function archive(entries: readonly Entry[], to: string): void {
+  rmSync(to, { force: true }); // a writer does not shorten what is there
+  const out = Bun.file(to).writer();
+  for (const piece of cpio(entries, readFileSync)) out.write(piece);
+  out.end();
+}
+
+/** One line a file: size, path. */
+const list = (entries: readonly Entry[], prefix: string): string[] =>
+  entries
+    .filter((e) => e.kind !== "dir")
+    .map((e) => {
+      const size = e.kind === "file" ? statSync(e.from).size : 0;
+      return `${String(size).padStart(10)}  ${prefix}${e.path}${e.kind === "link" ? ` -> ${e.to}` : ""}`;
+    });
+
+const machine = process.arch === "arm64" ? "aarch64" : "x86_64";
+const from: Inputs = {
+  cml: `${OUT}/cml`,
+  stage0: `${OUT}/${machine}/stage0`,
+  modules: `${OUT}/kernel/modules`,
+  release: readFileSync(`${OUT}/kernel/release`, "utf8").trim(),
+  generated: `${OUT}/generated`,
+  triplet: `${machine}-linux-gnu`,
+};
+
+const image = `${OUT}/runtime.squashfs`;
+if (process.argv.includes("--test")) {
+  // mksquashfs appends: what is tested is the product's own image, byte for byte, and one directory more.
+  const extra = `${OUT}/test/extra`;
+  rmSync(extra, { recursive: true, force: true });
+  mkdirSync(`${extra}/test`, { recursive: true });
+  run([
+    process.execPath,
+    "build",
+    "--target=bun",
+    "test/machine/agent.ts",
+    "--outfile",
+    `${extra}/test/agent.js`,
+  ]);
+  copyFileSync("test/machine/daemons.json", `${extra}/test/daemons.json`);
+  const testImage = `${OUT}/test/runtime.squashfs`;
+  copyFileSync(image, testImage);
+  run(["mksquashfs", extra, testImage, ...SQUASHFS.filter((o) => o !== "-reproducible")]);
+  archive(ramdisk(from, testImage), `${OUT}/test/initramfs.cpio`);
+  console.log(`${OUT}/test/initramfs.cpio: with the test agent, for tests only`);
+} else {
+  mkdirSync(from.generated, { recursive: true });
+  const modules = machineModules(from);
+  writeFileSync(`${from.generated}/modules.dep`, modulesDep(modules));
+  writeFileSync(`${from.generated}/modules.alias`, modulesAlias(modules));
+  writeFileSync(`${from.generated}/modules.always`, alwaysLoaded());
+  const inside = runtime(from);
+  stage(inside, `${OUT}/runtime`);
+  rmSync(image, { force: true });
+  run(["mksquashfs", `${OUT}/runtime`, image, ...SQUASHFS]);
+  const outside = ramdisk(from, image);
+  archive(outside, `${OUT}/initramfs.cpio`);
+  const lines = [...list(outside, "/"), ...list(inside, "/runtime.squashfs:/")];
+  writeFileSync(`${OUT}/initramfs.files`, lines.map((l) => `${l}\n`).join(""));
+  for (const line of lines) console.log(line);
+  const agent = inside.some((e) => e.path.startsWith("test")) ? "PRESENT" : "absent";
+  console.log(`${OUT}/initramfs.cpio: ${statSync(`${OUT}/initramfs.cpio`).size} bytes; test agent: ${agent}`);
+}

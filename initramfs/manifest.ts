@@ -1,0 +1,105 @@
+// Everything that is in the ramdisk, and everything that is in the runtime image inside it. What is not named here
+// is not in the machine: no shell, no busybox, no kmod, no udev.
+import { realpathSync } from "node:fs";
+import type { Entry } from "./cpio.ts";
+import { closure } from "./libraries.ts";
+import { ALWAYS, canonical, DRIVERS, FIRST, type Module, select } from "./modules.ts";
+
+export interface Inputs {
+  readonly cml: string;
+  readonly stage0: string;
+  /** The unpacked kernel's modules directory, and its release. */
+  readonly modules: string;
+  readonly release: string;
+  /** Where generated files lie: modules.dep, modules.alias, modules.always. */
+  readonly generated: string;
+  /** "x86_64-linux-gnu" */
+  readonly triplet: string;
+}
+
+const directories = (...paths: string[]): Entry[] =>
+  paths.map((path) => ({ kind: "dir", path, mode: 0o755 }));
+
+/** The archive itself: what stage0 needs to reach the runtime image. */
+export const ramdisk = (from: Inputs, runtime: string): Entry[] => [
+  ...directories("dev", "proc", "sys", "root"),
+  { kind: "node", path: "dev/console", mode: 0o600, major: 5, minor: 1 },
+  { kind: "file", path: "init", mode: 0o755, from: from.stage0 },
+  ...select(from.modules, FIRST).map(
+    (m): Entry => ({ kind: "file", path: `${m.name}.ko`, mode: 0o444, from: `${from.modules}/${m.path}` }),
+  ),
+  { kind: "file", path: "runtime.squashfs", mode: 0o444, from: runtime },
+];
+
+/** Programs beside our own: cmld makes and checks ext4 volumes, init checks the data partition. */
+const PROGRAMS = ["/usr/sbin/mke2fs", "/usr/sbin/e2fsck"];
+
+/** Libraries that our executable opens by name. libgcc_s: glibc wants it when a thread ends itself (argon2's do). */
+const opened = (triplet: string) =>
+  ["libcryptsetup.so.12", "libgcc_s.so.1"].map((name) => realpathOf(name, triplet));
+
+function realpathOf(name: string, triplet: string): string {
+  for (const directory of [`/usr/lib/${triplet}`, `/lib/${triplet}`]) {
+    try {
+      realpathSync(`${directory}/${name}`);
+      return `${directory}/${name}`;
+    } catch {
+      // the other one
+    }
+  }
+  throw new Error(`${name}: not on this machine`);
+}
+
+export const machineModules = (from: Inputs): Module[] =>
+  select(from.modules, [...FIRST, ...ALWAYS, ...DRIVERS]);
+
+/** modules.always: what init loads without being asked, by name. */
+export const alwaysLoaded = (): string => ALWAYS.map((name) => `${canonical(name)}\n`).join("");
+
+/** The runtime image: PID 1's root, read-only. */
+export function runtime(from: Inputs): Entry[] {
+  const libraries = `usr/lib/${from.triplet}`;
+  const modules = `usr/lib/modules/${from.release}`;
+  const asked = opened(from.triplet);
+  const names = [
+    ...closure([from.cml, ...PROGRAMS, ...asked]),
+    ...asked.map((path) => ({ name: path.slice(path.lastIndexOf("/") + 1), from: realpathSync(path) })),
+  ];
+  const loader = names.find((l) => l.name.startsWith("ld-linux"))!;
+  const moduleFiles = machineModules(from);
+  const file = (path: string, source: string, mode = 0o644): Entry => ({
+    kind: "file",
+    path,
+    mode,
+    from: source,
+  });
+  const below = new Set<string>();
+  for (const m of moduleFiles)
+    for (let at = m.path.indexOf("/"); at >= 0; at = m.path.indexOf("/", at + 1))
+      below.add(`${modules}/${m.path.slice(0, at)}`);
+
+  return [
+    // mount points
+    ...directories("boot", "data", "dev", "proc", "run", "sys", "tmp"),
+    ...directories("etc", "usr", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", libraries),
+    ...directories("usr/lib/modules", modules, ...[...below].toSorted()),
+    ...["bin", "sbin", "lib", "lib64"].map((path): Entry => ({ kind: "link", path, to: `usr/${path}` })),
+    file("usr/sbin/cml", from.cml, 0o755),
+    ...["init", "cmld", "control"].map(
+      (name): Entry => ({ kind: "link", path: `usr/sbin/${name}`, to: "cml" }),
+    ),
+    ...PROGRAMS.map((path) => file(path.slice(1), path, 0o755)),
+    { kind: "link", path: "usr/sbin/mkfs.ext4", to: "mke2fs" },
+    file(`usr/lib64/${loader.name}`, loader.from, 0o755),
+    ...names.filter((l) => l !== loader).map((l) => file(`${libraries}/${l.name}`, l.from)),
+    ...["modules.dep", "modules.alias", "modules.always"].map((name) =>
+      file(`${modules}/${name}`, `${from.generated}/${name}`),
+    ),
+    ...moduleFiles.map((m) => file(`${modules}/${m.path}`, `${from.modules}/${m.path}`)),
+    file("etc/mke2fs.conf", "/etc/mke2fs.conf"),
+    ...["group", "hosts", "os-release", "passwd"].map((name) =>
+      file(`etc/${name}`, `initramfs/files/etc/${name}`),
+    ),
+    { kind: "link", path: "etc/resolv.conf", to: "/run/cml/resolv.conf" },
+  ];
+}

@@ -1,0 +1,192 @@
+// Kernel modules without kmod: modules.dep says what a module needs, modules.alias which devices it drives. A child
+// of the shim loads them one after another while PID 1 does other things; no JavaScript runs there.
+import { readdirSync, readFileSync } from "node:fs";
+import { release } from "node:os";
+import { basename, join } from "node:path";
+import { launch } from "../run/launch.ts";
+import { AT_FDCWD, close, exit, O_RDONLY, openat } from "../sys/calls.ts";
+import { chain, EEXIST, SysError } from "../sys/error.ts";
+import { type Op, Reg } from "../sys/op.ts";
+
+const FILE = new Reg(0);
+const STEPS = 3; // ops per module
+
+const canonical = (name: string): string => name.replaceAll("-", "_");
+
+/** One module as system calls: open, load (there already is fine), close. async_probe: looking for devices, which
+ * takes an idle IDE controller a second, goes on behind our back; uevents tell what was found. */
+export const load = (path: string): Op[] => [
+  openat(AT_FDCWD, path, O_RDONLY, 0, FILE),
+  { call: "finit_module", args: [FILE, "async_probe", 0], allow: EEXIST },
+  close(FILE),
+];
+
+export class Modules {
+  readonly #directory: string;
+  /** By name: its path and the paths it needs. */
+  readonly #needs = new Map<string, { path: string; needs: string[] }>();
+  /** Patterns of modules.alias by what stands before the first ":" ("pci", "virtio"). */
+  readonly #aliases = new Map<string, { pattern: string; module: string }[]>();
+  readonly #asked = new Set<string>();
+
+  constructor(directory: string, dep: string, alias: string) {
+    this.#directory = directory;
+    for (const line of dep.split("\n")) {
+      const [path, rest] = line.split(":");
+      if (!path || rest === undefined) continue;
+      const needs = rest.split(" ").filter((p) => p !== "");
+      this.#needs.set(canonical(basename(path, ".ko")), { path, needs });
+    }
+    for (const line of alias.split("\n")) {
+      const [word, pattern, module] = line.split(" ");
+      if (word !== "alias" || !pattern || !module) continue;
+      const bus = pattern.slice(0, pattern.indexOf(":"));
+      const list = this.#aliases.get(bus);
+      if (list) list.push({ pattern, module });
+      else this.#aliases.set(bus, [{ pattern, module }]);
+    }
+  }
+
+  static read(directory: string): Modules {
+    const text = (name: string) => readFileSync(join(directory, name), "utf8");
+    return new Modules(directory, text("modules.dep"), text("modules.alias"));
+  }
+
+  /** Names of the modules that say they drive a device with this MODALIAS. */
+  drivers(modalias: string): string[] {
+    const list = this.#aliases.get(modalias.slice(0, modalias.indexOf(":"))) ?? [];
+    return [...new Set(list.filter((a) => matches(a.pattern, modalias)).map((a) => a.module))];
+  }
+
+  /** Files to load for these names, dependencies first; each is given once in the life of this object. */
+  files(names: Iterable<string>): string[] {
+    const out: string[] = [];
+    const visit = (name: string): void => {
+      const m = this.#needs.get(name);
+      if (!m || this.#asked.has(name)) return; // not here: built in, or not our device
+      this.#asked.add(name);
+      for (const path of m.needs) visit(canonical(basename(path, ".ko")));
+      out.push(join(this.#directory, m.path));
+    };
+    for (const name of names) visit(canonical(name));
+    return out;
+  }
+
+  /** Load them in a child; one that the kernel refuses is told to `refused` and the others follow. */
+  async load(
+    names: Iterable<string>,
+    refused: (line: string) => void,
+    ours: (pid: number) => void,
+  ): Promise<void> {
+    const files = this.files(names);
+    for (let at = 0; at < files.length; ) {
+      const child = launch([...files.slice(at).flatMap(load), exit(0)]);
+      ours(child.pid);
+      child.pidfd.close();
+      try {
+        return await child.started();
+      } catch (e) {
+        if (!(e instanceof SysError) || e.step === undefined) throw e;
+        const which = at + Math.floor(e.step / STEPS);
+        refused(`${basename(files[which]!)}: ${chain(e)}`);
+        at = which + 1;
+      }
+    }
+  }
+}
+
+/** Modules loaded in one go while nothing urgent waits. */
+const PORTION = 8;
+
+interface Job {
+  readonly names: readonly string[];
+  readonly done: () => void;
+}
+
+/** One load at a time, for a later module may need what an earlier one brings; drivers of devices before others. */
+export class Loader {
+  readonly #modules: Modules;
+  readonly #say: (line: string) => void;
+  readonly #ours: (pid: number) => void;
+  readonly #urgent: Job[] = [];
+  readonly #others: Job[] = [];
+  #busy = false;
+
+  /** `ours` is told every child, for the reaper. */
+  constructor(modules: Modules, say: (line: string) => void, ours: (pid: number) => void) {
+    this.#modules = modules;
+    this.#say = say;
+    this.#ours = ours;
+  }
+
+  /** Resolves when they are loaded, or have been refused. */
+  drivers(names: readonly string[]): Promise<void> {
+    return this.#add(this.#urgent, names);
+  }
+
+  async others(names: readonly string[]): Promise<void> {
+    const portions: Promise<void>[] = [];
+    for (let at = 0; at < names.length; at += PORTION)
+      portions.push(this.#add(this.#others, names.slice(at, at + PORTION)));
+    await Promise.all(portions);
+  }
+
+  #add(queue: Job[], names: readonly string[]): Promise<void> {
+    return new Promise((done) => {
+      queue.push({ names, done });
+      if (!this.#busy) void this.#work();
+    });
+  }
+
+  async #work(): Promise<void> {
+    this.#busy = true;
+    for (;;) {
+      const job = this.#urgent.shift() ?? this.#others.shift();
+      if (!job) break;
+      try {
+        await this.#modules.load(job.names, (why) => this.#say(`init: module ${why}`), this.#ours);
+      } catch (e) {
+        this.#say(`init: modules ${job.names.join(" ")}: ${chain(e)}`);
+      }
+      job.done();
+    }
+    this.#busy = false;
+  }
+}
+
+const WILD = /[*?[]/;
+function literal(pattern: string): string {
+  const at = pattern.search(WILD);
+  return at < 0 ? pattern : pattern.slice(0, at);
+}
+
+/** fnmatch(3) with "*", "?" and "[…]", which is what aliases are made of. */
+export function matches(pattern: string, text: string): boolean {
+  if (!text.startsWith(literal(pattern))) return false; // nearly all of them end here
+  const source = pattern.replace(/\[[^\]]*\]|[\s\S]/g, (c) =>
+    c === "*" ? ".*" : c === "?" ? "." : c.length > 1 ? c : c.replace(/[\\^$.|+(){}]/, "\\$&"),
+  );
+  return new RegExp(`^${source}$`).test(text);
+}
+
+/** Names that are loaded at every boot, whatever devices there are: the image's own list. */
+export const alwaysLoaded = (directory = `/usr/lib/modules/${release()}`): string[] =>
+  readFileSync(join(directory, "modules.always"), "utf8")
+    .split("\n")
+    .filter((line) => line !== "");
+
+/** MODALIAS of every device that is there now. */
+export function devicesPresent(buses = "/sys/bus"): string[] {
+  const found = new Set<string>();
+  for (const bus of readdirSync(buses)) {
+    for (const device of readdirSync(join(buses, bus, "devices"))) {
+      try {
+        found.add(readFileSync(join(buses, bus, "devices", device, "modalias"), "utf8").trim());
+      } catch {
+        // a device without one, or gone meanwhile
+      }
+    }
+  }
+  found.delete("");
+  return [...found];
+}

@@ -1,0 +1,73 @@
+// Kernel events about devices (NETLINK_KOBJECT_UEVENT; lib/kobject_uevent.c of Linux): "add@/devices/…", then
+// NAME=value, each ended by a NUL. Only the kernel's own are taken: any process may send to such a socket.
+import { AF_NETLINK, MSG_DONTWAIT, recvfrom, SOCK_DGRAM, setsockopt, socket } from "./calls.ts";
+import { EAGAIN, EINTR, ENOBUFS, SysError } from "./error.ts";
+import { Fd } from "./fd.ts";
+import { mem, Struct } from "./mem.ts";
+import { attempt, now } from "./now.ts";
+import { show } from "./op.ts";
+import { EPOLLIN, type Watch, watch } from "./poll.ts";
+
+const NETLINK_KOBJECT_UEVENT = 15; // linux/netlink.h
+const KERNEL_GROUP = 1;
+/** UEVENT_BUFFER_SIZE is 2048; the header "add@PATH" comes on top. */
+const EVENT_MAX = 8192;
+/** Coldplug at boot makes thousands of events at once. */
+const RECEIVE_BUFFER = 4 << 20;
+const SO_RCVBUFFORCE = 33; // asm-generic/socket.h
+
+export interface Uevent {
+  /** "add", "remove", "change", "bind", "unbind", … */
+  readonly action: string;
+  /** Below /sys: "/devices/pci0000:00/…" */
+  readonly path: string;
+  /** SUBSYSTEM, DEVNAME, MODALIAS, DEVTYPE, … */
+  readonly values: ReadonlyMap<string, string>;
+}
+
+export function parseUevent(datagram: Uint8Array): Uevent | undefined {
+  const [head = "", ...lines] = Buffer.from(datagram).toString("utf8").split("\0");
+  const at = head.indexOf("@");
+  if (at <= 0 || !head.startsWith("/", at + 1)) return undefined;
+  const values = new Map<string, string>();
+  for (const line of lines) {
+    const equals = line.indexOf("=");
+    if (equals > 0) values.set(line.slice(0, equals), line.slice(equals + 1));
+  }
+  return { action: head.slice(0, at), path: head.slice(at + 1), values };
+}
+
+/** A socket that hears the kernel's device events of its network namespace. */
+export function ueventSocket(): Fd {
+  const fd = new Fd(now(socket(AF_NETLINK, SOCK_DGRAM, NETLINK_KOBJECT_UEVENT)));
+  attempt(setsockopt(fd.n, 1, SO_RCVBUFFORCE, RECEIVE_BUFFER));
+  const address = {
+    data: new Struct(12).u16(AF_NETLINK).u16(0).u32(0).u32(KERNEL_GROUP).bytes,
+    text: "kernel",
+  };
+  now({ call: "bind", args: [fd.n, address, 12] });
+  return fd;
+}
+
+/** Call `on` for every event; `lost` when the kernel had to drop some, so that the caller looks for itself. */
+export function uevents(fd: Fd, on: (event: Uevent) => void, lost: () => void): Watch {
+  const into = mem(EVENT_MAX);
+  const from = mem(12); // sockaddr_nl
+  const length = mem(4);
+  return watch(fd, EPOLLIN, () => {
+    for (;;) {
+      length[0] = 12;
+      const op = recvfrom(fd.n, into, MSG_DONTWAIT, from, length);
+      const n = attempt(op);
+      if (n === -EAGAIN || n === -EINTR) return;
+      if (n === -ENOBUFS) {
+        lost();
+        continue;
+      }
+      if (n < 0) throw new SysError(-n, show(op));
+      const sender = new DataView(from.buffer).getUint32(4, true);
+      const event = sender === 0 ? parseUevent(into.subarray(0, n)) : undefined;
+      if (event) on(event);
+    }
+  });
+}

@@ -1,0 +1,93 @@
+// The test agent: the way into a machine that has no shell. It is in the test ramdisk only, run by the product's own
+// executable; requests and answers are JSON, one a line, on a virtio-serial port.
+import { spawn } from "node:child_process";
+import { closeSync, openSync, readdirSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
+
+export const PORT = "cml.agent";
+
+/** What can be asked, and what comes back. */
+export interface Calls {
+  read: { ask: { path: string }; answer: string };
+  list: { ask: { path: string }; answer: string[] };
+  write: { ask: { path: string; text: string }; answer: null };
+  stat: { ask: { path: string }; answer: { size: number; mode: number; uid: number; mtimeMs: number } };
+  kill: { ask: { pid: number; signal: string }; answer: null };
+  run: {
+    ask: { argv: string[]; stdin?: string; env?: Record<string, string> };
+    answer: { status: number | null; signal: string | null; stdout: string; stderr: string };
+  };
+}
+export type Request = { [K in keyof Calls]: { id: number; call: K } & Calls[K]["ask"] }[keyof Calls];
+
+async function answer(r: Request): Promise<unknown> {
+  switch (r.call) {
+    case "read":
+      return readFileSync(r.path, "utf8");
+    case "list":
+      return readdirSync(r.path).sort();
+    case "write":
+      writeFileSync(r.path, r.text);
+      return null;
+    case "stat": {
+      const { size, mode, uid, mtimeMs } = statSync(r.path);
+      return { size, mode, uid, mtimeMs };
+    }
+    case "kill":
+      process.kill(r.pid, r.signal as NodeJS.Signals);
+      return null;
+    case "run":
+      return await run(r.argv, r.stdin ?? "", r.env ?? {});
+  }
+}
+
+function run(
+  [file, ...args]: string[],
+  stdin: string,
+  env: Record<string, string>,
+): Promise<Calls["run"]["answer"]> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(file!, args, { env: { PATH: "/usr/sbin:/usr/bin", LC_ALL: "C.UTF-8", ...env } });
+    let [stdout, stderr] = ["", ""];
+    child.stdout.on("data", (d) => {
+      stdout += d;
+    });
+    child.stderr.on("data", (d) => {
+      stderr += d;
+    });
+    child.on("error", reject);
+    child.on("close", (status, signal) => resolve({ status, signal, stdout, stderr }));
+    child.stdin.end(stdin);
+  });
+}
+
+function port(): string {
+  for (const name of readdirSync("/sys/class/virtio-ports"))
+    try {
+      if (readFileSync(`/sys/class/virtio-ports/${name}/name`, "utf8").trim() === PORT) return `/dev/${name}`;
+    } catch {
+      // a port without a name
+    }
+  throw new Error(`no virtio port ${PORT}`);
+}
+
+if (import.meta.main) {
+  const path = port();
+  const out = openSync(path, "r+");
+  const tell = (line: object) => writeSync(out, JSON.stringify(line) + "\n");
+  tell({ id: 0, answer: "agent" });
+  let rest = "";
+  const decoder = new TextDecoder();
+  // One descriptor for both directions: the port can be opened once.
+  for await (const chunk of (await import("node:fs")).createReadStream(path, { fd: out, autoClose: false })) {
+    const lines = (rest + decoder.decode(chunk as Uint8Array, { stream: true })).split("\n");
+    rest = lines.pop()!;
+    for (const line of lines) {
+      const request = JSON.parse(line) as Request;
+      answer(request).then(
+        (value) => tell({ id: request.id, answer: value }),
+        (e) => tell({ id: request.id, error: e instanceof Error ? e.message : String(e) }),
+      );
+    }
+  }
+  closeSync(out);
+}
