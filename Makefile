@@ -20,7 +20,8 @@ OUT := out
 BUN := node_modules/@oven/bun-linux-$(NPM_ARCH_$(HOST))/bin/bun
 SOURCES := $(shell find src ffi proto -path proto/gen -prune -o \( -name '*.ts' -o -name '*.proto' \) -print)
 # dotenv and bunfig autoload off: no file in any folder may change what a root daemon runs.
-BUILD_FLAGS := --compile --minify-syntax --bytecode --format=esm --no-compile-autoload-dotenv --no-compile-autoload-bunfig \
+# splitting: otherwise every program loads what any of them imports of the runtime, 6 ms at each start.
+BUILD_FLAGS := --compile --splitting --minify-syntax --bytecode --format=esm --no-compile-autoload-dotenv --no-compile-autoload-bunfig \
 	--compile-exec-argv=--smol
 
 .PHONY: help

@@ -4,7 +4,7 @@ import { ContainerState, ControllerToDaemon, DaemonToController } from "../../pr
 import { parseUuid } from "../lib/uuid.ts";
 import type { Given } from "./arguments.ts";
 import { Connection } from "./client.ts";
-import { type Colours, colours, harmless, json, type Manner, out, text } from "./print.ts";
+import { type Colours, colours, json, type Manner, out, say, text } from "./print.ts";
 
 const { Code, Response } = DaemonToController;
 
@@ -33,15 +33,13 @@ export function isOk(m: DaemonToController): boolean {
 }
 
 export class Call {
-  readonly manner: Manner;
   constructor(
     /** "start web": stands before every message. */
     readonly title: string,
     readonly given: Given,
     readonly socket: string,
-  ) {
-    this.manner = given.has("json") ? "json" : process.stdout.isTTY ? "person" : "text";
-  }
+    readonly manner: Manner,
+  ) {}
 
   connect(): Promise<Connection> {
     return Connection.open(this.socket);
@@ -49,7 +47,7 @@ export class Call {
 
   /** A line for people on standard error. */
   note(line: string): void {
-    process.stderr.write(`control: ${this.title}: ${harmless(line)}\n`);
+    say(`control: ${this.title}: ${line}`);
   }
 
   /** Print an answer; `person` makes what somebody at a terminal sees of one that is no refusal. */

@@ -5,7 +5,7 @@ import { ControllerToDaemon, DaemonToController, type IControllerToDaemon } from
 import { getWindow, type WindowSize } from "../sys/pty.ts";
 import { type Call, find, isOk, reason } from "./answer.ts";
 import type { Connection } from "./client.ts";
-import { out, text } from "./print.ts";
+import { isTerminal, out, text } from "./print.ts";
 import { Changed, Input } from "./terminal.ts";
 
 const { Command } = ControllerToDaemon;
@@ -21,7 +21,7 @@ export async function run(call: Call): Promise<number> {
   if (wantsNoPty) words.shift();
   const pty = !wantsNoPty && !given.has("no-tty");
   // Both, or the settings of a terminal would be changed under a pager that reads our output.
-  const interactive = pty && process.stdin.isTTY === true && process.stdout.isTTY === true;
+  const interactive = pty && (await isTerminal(0)) && (await isTerminal(1));
 
   using connection = await call.connect();
   const [container] = await find(connection, [given.word("container")]);

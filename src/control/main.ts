@@ -4,7 +4,7 @@ import { Call } from "./answer.ts";
 import { parse, Usage } from "./arguments.ts";
 import { SOCKET } from "./client.ts";
 import { COMMANDS, type Row } from "./commands.ts";
-import { harmless, out } from "./print.ts";
+import { isTerminal, out, say } from "./print.ts";
 
 const [OK, REFUSED, USAGE] = [0, 1, 255];
 /** As a shell has it for a program that SIGPIPE ended. */
@@ -25,7 +25,8 @@ export async function main(args: string[]): Promise<number> {
     }
     const container = given.words("container")[0];
     title = `${container === undefined ? command.name : `${command.name} ${container}`}: `;
-    const call = new Call(title.slice(0, -2), given, given.value("socket") ?? SOCKET);
+    const manner = given.has("json") ? "json" : (await isTerminal(1)) ? "person" : "text";
+    const call = new Call(title.slice(0, -2), given, given.value("socket") ?? SOCKET, manner);
     for (const what of given.ignored) call.note(`${what} is ignored`);
     return await command.act(call);
   } catch (e) {
@@ -34,7 +35,7 @@ export async function main(args: string[]): Promise<number> {
       const { usage } = await import("./usage.ts");
       await out(await usage(row));
     }
-    process.stderr.write(`control: ${harmless(title)}${harmless(chain(e))}\n`);
+    say(`control: ${title}${chain(e)}`);
     return e instanceof Usage ? USAGE : REFUSED;
   }
 }

@@ -1,6 +1,7 @@
 // Answers on standard output: for a program (a pipe, a file) in the text format with the words that the original
 // prints; as JSON where asked for; for a person as a table or a sentence. Everything that a container or a file could
 // have put into an answer is made harmless before it reaches a terminal.
+import { fstatSync, writeSync } from "node:fs";
 import { DaemonToController } from "../../proto/gen/proto.js";
 import { print as asText } from "../lib/text.ts";
 
@@ -9,15 +10,34 @@ export type Manner = "text" | "json" | "person";
 /** Extensions of the protocol begin here; none of them belongs to an answer as the original prints it. */
 const OURS = 1000;
 
-let listened = false;
+/**
+ * Whether somebody looks at it. The runtime's own process.stdout knows as well, but to load it takes longer than all
+ * the rest of a short command.
+ */
+export async function isTerminal(fd: number): Promise<boolean> {
+  try {
+    return fstatSync(fd).isCharacterDevice() && (await import("node:tty")).isatty(fd);
+  } catch {
+    return false; // it is closed
+  }
+}
 
-/** In order, and finished before the program ends: process.stdout keeps what a pipe does not take yet. */
-export function out(text: string | Uint8Array): Promise<void> {
-  if (!listened) process.stdout.on("error", () => {}); // told to the callback below as well
-  listened = true;
-  return new Promise((resolve, reject) => {
-    process.stdout.write(text, (error) => (error ? reject(error) : resolve()));
-  });
+let sink: Bun.FileSink | undefined;
+
+/** In order; resolves when the other side has taken it, which may be after a long time, and rejects if nobody will. */
+export async function out(text: string | Uint8Array): Promise<void> {
+  if (text.length === 0) return;
+  sink ??= Bun.stdout.writer();
+  await Promise.all([sink.write(text), sink.flush()]); // either may be told that nobody reads
+}
+
+/** A line on standard error, for people. */
+export function say(line: string): void {
+  try {
+    writeSync(2, `${harmless(line).replaceAll("\n", "; ")}\n`);
+  } catch {
+    // nobody listens; the exit status says it too
+  }
 }
 
 /** As the original prints it: without what we added to its answers. */

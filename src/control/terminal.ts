@@ -3,6 +3,7 @@
 import { constants } from "node:os";
 import { now } from "../sys/now.ts";
 import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty.ts";
+import { isTerminal, out } from "./print.ts";
 
 const STDIN = 0;
 /** More than a terminal's line can hold (N_TTY_BUF_SIZE, drivers/tty/n_tty.c). */
@@ -94,9 +95,10 @@ export class Input implements AsyncDisposable {
 
   /** Ask for a secret. The question goes to standard output, as the original's; to the terminal if that is elsewhere. */
   async secret(question: string): Promise<string> {
-    const elsewhere = process.stdin.isTTY && !process.stdout.isTTY;
+    const elsewhere = (await isTerminal(0)) && !(await isTerminal(1));
     using _silent = Changed.toSilent(); // before the question: an answer may come at once
-    (elsewhere ? process.stderr : process.stdout).write(question);
+    if (elsewhere) await Bun.write(Bun.stderr, question);
+    else await out(question);
     const line = await this.line();
     try {
       return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(line);

@@ -2,6 +2,7 @@
 import { type ArgsDef, type CommandDef, defineCommand, renderUsage } from "citty";
 import { GLOBAL, type Option } from "./arguments.ts";
 import { COMMANDS, type Row } from "./commands.ts";
+import { isTerminal } from "./print.ts";
 
 const option = (o: Option): ArgsDef[string] => ({
   type: o.value ? "string" : "boolean",
@@ -41,5 +42,5 @@ export async function usage(row?: Row): Promise<string> {
     .replace(COMMANDS.map((c) => c.name).join("|"), "COMMAND …")
     .replace(/ +$/gm, "");
   const all = `${rendered.trimEnd()}${row?.details ? `\n\n${row.details}` : ""}\n`;
-  return process.stdout.isTTY ? all : Bun.stripANSI(all);
+  return (await isTerminal(1)) ? all : Bun.stripANSI(all);
 }
