@@ -369,7 +369,7 @@ export class Container implements ContainerLife {
       kept,
     };
     this.#live = live;
-    this.#state = this.#seen(running.state as State);
+    this.#state = await this.#seen(running.state as State);
     for (const m of this.around.modules)
       await hook(m, "started", () => m.started?.(s, live.process)).catch((e) => s.log(chain(e)));
     this.#watch(live);
@@ -377,11 +377,11 @@ export class Container implements ContainerLife {
     return true;
   }
 
-  /** The state that was noted, unless the group's freezer, which may have moved since, says otherwise. */
-  #seen(noted: State): State {
-    const frozen = isFrozen(this.group);
-    if (frozen && noted === "RUNNING") return "FROZEN";
-    return !frozen && (noted === "FROZEN" || noted === "FREEZING") ? "RUNNING" : noted;
+  /** The state that was noted, unless the group's freezer, which may have been moved since, says otherwise. */
+  async #seen(noted: State): Promise<State> {
+    const mayFreeze = noted === "RUNNING" || noted === "FREEZING" || noted === "FROZEN";
+    if (!mayFreeze) return noted;
+    return isFrozen(this.group) && (await settled(this.group, "frozen", 1, FREEZE_MS)) ? "FROZEN" : "RUNNING";
   }
 
   async stop(): Promise<void> {

@@ -56,9 +56,10 @@ export async function settled(group: string, key: "populated" | "frozen", value:
   }
 }
 
+/** Whether it was told to freeze; settled() says whether it has. */
 export function isFrozen(group: string): boolean {
   try {
-    return readFileSync(join(group, "cgroup.events"), "utf8").includes("frozen 1");
+    return readFileSync(join(group, "cgroup.freeze"), "utf8").trim() === "1";
   } catch (e) {
     if (isErrno(e, ENOENT)) return false;
     throw e;

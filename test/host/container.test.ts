@@ -15,13 +15,13 @@ import {
   busyboxRoot,
   difference,
   type Mounts,
+  product,
   ROOT,
   Said,
   Type,
   UID_START,
   until,
   World,
-  withReadiness,
 } from "./world.ts";
 
 let world: World;
@@ -204,7 +204,7 @@ test("a volume is grown to its configured size, and never attached twice", async
     uuid,
     mounts: [...ROOT, DATA],
     init: ["/bin/sh", "-c", "echo up; sleep 1000"],
-    modules: [...withReadiness(), said.module],
+    modules: [...product(), said.module],
   });
   await c.start({ setup: false });
   expect(await said.line()).toBe("up\n");

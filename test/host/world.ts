@@ -23,6 +23,7 @@ import { openHost } from "../../src/cmld/host.ts";
 import { forgetImages } from "../../src/cmld/images.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import type { Host, Module } from "../../src/cmld/module.ts";
+import { limits } from "../../src/cmld/modules/limits.ts";
 import { modules as all } from "../../src/cmld/modules.ts";
 import { dup3 } from "../../src/sys/calls.ts";
 import { delegate, make, remove } from "../../src/sys/cgroup.ts";
@@ -175,7 +176,7 @@ export class World implements AsyncDisposable {
     );
     const around: Surroundings = {
       host: this.host,
-      modules: recipe.modules ?? withReadiness(),
+      modules: recipe.modules ?? product(),
       bind: () => ({ config: os, directory: recipe.osDir ?? this.osDir }),
       keep: (name, fd) => void this.kept.set(name, fd),
       kept: (name) => this.kept.get(name),
@@ -194,7 +195,7 @@ export class World implements AsyncDisposable {
     const c = this.container({
       ...recipe,
       init: ["/bin/sh", "-c", script],
-      modules: [...(recipe.modules ?? withReadiness()), said.module],
+      modules: [...(recipe.modules ?? product()), said.module],
     });
     try {
       await c.start({ setup: false });
@@ -223,12 +224,15 @@ export class World implements AsyncDisposable {
     return join(this.host.run, "ledger");
   }
 
-  /** As the next cmld does: release what the ledgers of a dead one name. */
-  async releaseAll(): Promise<void> {
-    const failures: unknown[] = [];
-    for (const { ledger } of await Ledger.load(this.ledgerDirectory(), (l) => this.log.push(l)))
-      await ledger.release().catch((e) => failures.push(e));
-    if (failures.length > 0) throw new AggregateError(failures, failures.map(String).join("; "));
+  /** As the next cmld does with what a dead one has left: adopt what runs, release the rest. True: adopted. */
+  async recover(c: Container): Promise<boolean> {
+    let adopted = false;
+    for (const { ledger, running } of await Ledger.load(this.ledgerDirectory(), (l) => this.log.push(l))) {
+      const os = c.around.bind(c.config);
+      if (running && (await c.adopt(ledger, running, os))) adopted = true;
+      else await ledger.release();
+    }
+    return adopted;
   }
 
   /** Everything a start could leave behind, one line each. */
@@ -239,9 +243,8 @@ export class World implements AsyncDisposable {
         .filter((l) => !l.includes("/out/")) // a build that mounts something of its own meanwhile
         .map((l) => `mount ${l}`),
       ...loops(this.directory),
-      ...readdirSync("/sys/class/net")
-        .filter((l) => /^([rc]_\d|cml)/.test(l))
-        .map((l) => `link ${l}`),
+      // Not /sys/class/net: that shows the network namespace in which it was mounted.
+      ...lines("/proc/self/net/dev").map((l) => `link ${l.split(":")[0]!.trim()}`),
       ...groups(this.host.cgroup),
       ...below(this.host.run),
       ...descriptors(),
@@ -298,10 +301,16 @@ export function difference(before: readonly string[], after: readonly string[]):
   return [...gone, ...rest.map((l) => `+ ${l}`)];
 }
 
-/** The product's modules, and one that takes execve for readiness. */
-export const withReadiness = (list: readonly Module[] = all): Module[] => [
-  ...list,
-  { name: "readiness", started: (s) => s.booted() },
+/** What cmld gives a container, its own control socket aside. */
+export const product = (): Module[] => [...all, limits];
+
+/** Mounts of every kind that needs something of the host. */
+export const FULL: Mounts = [
+  { mount_point: "/", mount_type: Type.SHARED_RW },
+  { mount_point: "/data", image_file: "data", fs_type: "ext4", mount_type: Type.EMPTY },
+  { mount_point: "/tmp", image_file: "t", fs_type: "tmpfs", mount_type: Type.EMPTY },
+  { mount_point: "/etc", image_file: "etc", fs_type: "ext4", mount_type: Type.OVERLAY_RW },
+  { mount_point: "/srv/file", image_file: "note", fs_type: "none", mount_type: Type.BIND_FILE },
 ];
 
 /** A container's standard output and error, through a pipe. */
