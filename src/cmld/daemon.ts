@@ -20,7 +20,7 @@ import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from
 import { type GuestOs, GuestOses, type Installation } from "./guestos.ts";
 import { forgetImages } from "./images.ts";
 import { Ledger, type Running } from "./ledger.ts";
-import { readFrom, readLog, removeOld, retrievable } from "./logs.ts";
+import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
 import { childGroupOf } from "./modules/cgroups.ts";
 import { isUp, type State } from "./state.ts";
@@ -415,6 +415,7 @@ export class Manager implements Daemon {
       await c.kill();
       await this.#store.remove(c.uuid);
       await removeSynced(join(this.#m.host.base, "keys"), [`${c.uuid}.key`]).catch(() => {}); // no keys, no folder
+      await removeLog(this.#m.host.logs, consoleLog(c));
       this.#all.delete(c.uuid);
       this.#m.log.info(`${shownName(c.config.name)}: removed`);
       this.#tell(c);
@@ -635,7 +636,7 @@ export class Manager implements Daemon {
   log(source: LogSource): AsyncIterable<LogPiece> {
     const { logs } = this.#m.host;
     if ("file" in source) return readFrom(join(logs, source.file));
-    const name = source.container ? `container-${source.container.uuid}` : LOG_NAME;
+    const name = source.container ? consoleLog(source.container) : LOG_NAME;
     return readLog(logs, name, source);
   }
 
@@ -646,6 +647,9 @@ export class Manager implements Daemon {
     this.#m.log.warn(line);
   }
 }
+
+/** What modules/console.ts writes. */
+const consoleLog = (c: { readonly uuid: string }): string => `container-${c.uuid}`;
 
 function ended(c: Container): string {
   if (c.exit === undefined) return "";

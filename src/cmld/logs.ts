@@ -34,6 +34,12 @@ export async function removeOld(directory: string, file: string): Promise<void> 
   await rm(join(directory, file), { force: true });
 }
 
+/** Remove a log whose writer is gone, with its link. */
+export async function removeLog(directory: string, name: string): Promise<void> {
+  for (const file of [...logFiles(directory, name), `${name}.current`])
+    await rm(join(directory, file), { force: true });
+}
+
 /** From `at` to the end as it is now. The last piece may be empty: it says that the file is complete. */
 export async function* readFrom(path: string, at = 0): AsyncGenerator<LogPiece & { readonly end: number }> {
   await using file = await open(path, "r");

@@ -19,7 +19,7 @@ import { loadDevice } from "./device.ts";
 import type { Exec } from "./exec.ts";
 import { openHost } from "./host.ts";
 import { doorway } from "./modules/doorway.ts";
-import { limits, ownLimits } from "./modules/limits.ts";
+import { ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
@@ -87,8 +87,8 @@ function groupId(name: string): number | undefined {
 
 /** The machine's own control socket: from systemd, or made here. */
 function controlSocket(path: string, hosted: boolean): Fd {
-  const given = inherited();
-  const [mine, ...others] = given.get(CONTROL) ?? given.get("unknown") ?? [];
+  const given = inherited((name) => name === CONTROL || name === "unknown");
+  const [mine, ...others] = [...(given.get(CONTROL) ?? []), ...(given.get("unknown") ?? [])];
   for (const fd of others) fd.close();
   if (mine) return mine;
   mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
@@ -145,7 +145,12 @@ export async function main(args: string[]): Promise<number> {
   }
   const { debug, help: _, base = positionals[0], ...given } = values;
   if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
-  return run(places({ ...given, ...(base !== undefined && { base }) }), debug ?? false);
+  try {
+    return await run(places({ ...given, ...(base !== undefined && { base }) }), debug ?? false);
+  } catch (e) {
+    console.error(`cmld: ${chain(e)}`);
+    process.exit(1); // watched descriptors would keep it
+  }
 }
 
 async function run(at: Places, debug: boolean): Promise<number> {
@@ -174,7 +179,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
   manager = new Manager({
     host,
     device,
-    modules: [...modules, doorway(open), limits],
+    modules: [...modules, doorway(open)],
     store: nothingKept,
     log,
     exec: noExec,

@@ -3,6 +3,7 @@ import type { Module } from "./module.ts";
 import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
 import { hostname } from "./modules/hostname.ts";
+import { limits } from "./modules/limits.ts";
 import { network } from "./modules/network.ts";
 import { service } from "./modules/service.ts";
 import { time } from "./modules/time.ts";
@@ -12,6 +13,7 @@ import { volumes } from "./modules/volumes.ts";
 export const modules: readonly Module[] = [
   users, // first: every later attach() may need the ids mapped, every later child() root
   cgroups, // the group exists before the clone, which goes straight into it
+  limits,
   hostname,
   network, // before the container has a file tree: what fails here has mounted nothing
   console,

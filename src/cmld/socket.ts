@@ -107,8 +107,23 @@ class Shared {
   held = 0;
   readonly peers = new Set<Connection>();
   /** Those with an incomplete frame. */
-  readonly partial = new Set<Connection>();
+  readonly #partial = new Set<Connection>();
+  #sweep: Timer | undefined;
   constructor(readonly protocol: Protocol) {}
+
+  /** A timer runs only while there is something to look at. */
+  partial(c: Connection, is: boolean): void {
+    if (is) this.#partial.add(c);
+    else this.#partial.delete(c);
+    if (this.#partial.size === 0) {
+      clearInterval(this.#sweep);
+      this.#sweep = undefined;
+    } else
+      this.#sweep ??= setInterval(() => {
+        const now = performance.now();
+        for (const one of [...this.#partial]) one.expire(now);
+      }, this.protocol.limits.partialMs / 4);
+  }
 }
 
 class Connection implements Peer {
@@ -191,12 +206,9 @@ class Connection implements Peer {
     const { shared } = this;
     shared.held += this.#in.held - this.#held;
     this.#held = this.#in.held;
-    if (this.#held === 0) {
-      shared.partial.delete(this);
-      return;
-    }
+    shared.partial(this, this.#held > 0);
+    if (this.#held === 0) return;
     this.grown = performance.now();
-    shared.partial.add(this);
     if (shared.held > shared.protocol.limits.held)
       throw new RangeError(
         `${shared.held} bytes of incomplete messages on all connections, at most ${shared.protocol.limits.held}`,
@@ -289,7 +301,7 @@ class Connection implements Peer {
     if (this.gone.aborted) return;
     const { shared } = this;
     shared.peers.delete(this);
-    shared.partial.delete(this);
+    shared.partial(this, false);
     shared.held -= this.#held;
     this.#held = 0;
     this.#chunks.length = 0;
@@ -346,18 +358,11 @@ export function serve(listening: Fd, protocol: Protocol): Server {
       if (fd.open) fd.close();
     }
   });
-  const sweep = setInterval(() => {
-    const now = performance.now();
-    for (const c of shared.partial) c.expire(now);
-  }, protocol.limits.partialMs / 4);
-  sweep.unref();
-
   return {
     peers: shared.peers,
     stopAccepting: () => watching[Symbol.dispose](),
     [Symbol.dispose]() {
       watching[Symbol.dispose]();
-      clearInterval(sweep);
       for (const c of [...shared.peers]) c.terminate();
     },
   };

@@ -7,7 +7,7 @@ import { attempt, now } from "./now.ts";
 import { EPOLLIN, type Watch, watch } from "./poll.ts";
 
 const ECONNABORTED = 103;
-const EMFILE = 24;
+const RETRY_MS = 1000;
 
 /** An unbound stream socket, for a child to bind in its own file tree. */
 export const unbound = (): Fd => new Fd(now(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)));
@@ -31,17 +31,20 @@ export function bindAt(path: string, mode: number, backlog: number): Fd {
 
 /** Hand every connection that arrives on a listening descriptor to `on`, which then owns it. */
 export function accepting(fd: Fd, on: (connection: Fd) => void): Watch {
-  return watch(fd, EPOLLIN, () => {
+  const w = watch(fd, EPOLLIN, () => {
     for (;;) {
       const n = attempt(accept4(fd.n));
       if (n === -EAGAIN) return;
       if (n === -ECONNABORTED) continue;
       if (n < 0) {
         console.error(new SysError(-n, `accept4(${fd.n})`).message);
-        if (n === -EMFILE) return; // the connection stays queued; armed again, we try again
+        // No descriptor or no memory is left: the connection stays queued, and would wake us again at once.
+        w.pause();
+        setTimeout(() => w.resume(), RETRY_MS);
         return;
       }
       on(new Fd(n));
     }
   });
+  return w;
 }

@@ -7,8 +7,12 @@ import { attempt, now } from "./now.ts";
 
 const FIRST = 3; // SD_LISTEN_FDS_START
 
-/** Descriptors by name, in the order they came; taken once, and not for programs that we start. */
-export function inherited(env: Record<string, string | undefined> = process.env): Map<string, Fd[]> {
+/** Descriptors by name, in the order they came, if the name is `wanted`; taken once, and not for programs that we
+ * start. */
+export function inherited(
+  wanted: (name: string) => boolean,
+  env: Record<string, string | undefined> = process.env,
+): Map<string, Fd[]> {
   const { LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES } = env;
   for (const name of ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]) delete env[name];
   const found = new Map<string, Fd[]>();
@@ -17,9 +21,10 @@ export function inherited(env: Record<string, string | undefined> = process.env)
   const FD_CLOEXEC = 1;
   const [F_SETFD] = [2];
   for (let i = 0; i < Number(LISTEN_FDS ?? 0); i++) {
+    const name = names[i] || "unknown";
+    if (!wanted(name)) continue;
     const fd = new Fd(FIRST + i);
     now({ call: "fcntl", args: [fd.n, F_SETFD, FD_CLOEXEC] });
-    const name = names[i] || "unknown";
     found.set(name, [...(found.get(name) ?? []), fd]);
   }
   return found;

@@ -6,6 +6,7 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
 import { FRAME_MAX, frame } from "../../src/lib/frame.ts";
+import { bindAt } from "../../src/sys/listen.ts";
 import { counts } from "../counts.ts";
 import { type Client, Cmld, Code, Command } from "./daemon.ts";
 
@@ -215,5 +216,20 @@ test("SIGTERM stops every container, then cmld", async () => {
   expect(readdirSync(join(mine.folder, "run/ledger"))).toEqual([]);
   expect(readFileSync(join(mine.folder, "out"), "utf8")).toContain("last: SHUTDOWN → STOPPED");
   expect(existsSync(join(mine.folder, "logs/cml-daemon.current"))).toBeTrue();
+  await mine[Symbol.asyncDispose]();
+}, 30_000);
+
+test("the control socket may come from whoever starts cmld", async () => {
+  const mine = await Cmld.begin();
+  await mine.end("SIGTERM");
+  using listening = bindAt(mine.socket, 0o700, 16);
+  const shell = Bun.spawn(
+    ["sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=cml-control exec "$@"', "sh", ...mine.argv],
+    { stdio: ["ignore", "ignore", "ignore", listening.n] },
+  );
+  using c = await mine.client(); // waits in the queue until it listens
+  expect((await c.ask(Command.LIST_CONTAINERS)).code).toBe(Code.CONTAINERS_LIST);
+  shell.kill("SIGTERM");
+  expect(await shell.exited).toBe(0);
   await mine[Symbol.asyncDispose]();
 }, 30_000);
