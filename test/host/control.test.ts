@@ -1,0 +1,101 @@
+// The client and the daemon together: what somebody types, and what comes of it.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { Cmld } from "./daemon.ts";
+
+let cmld: Cmld;
+beforeAll(async () => {
+  cmld = await Cmld.begin("::sysinit:/bin/busybox echo hello from init\n::respawn:/bin/sleep 1000000\n");
+});
+afterAll(async () => await cmld[Symbol.asyncDispose]());
+
+async function control(...args: string[]) {
+  const client = Bun.spawn([process.execPath, "src/main.ts", "control", "-s", cmld.socket, ...args], {
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+    env: { PATH: "/usr/bin:/bin" },
+  });
+  const [stdout, stderr, exit] = await Promise.all([
+    client.stdout.text(),
+    client.stderr.text(),
+    client.exited,
+  ]);
+  return { stdout, stderr, exit };
+}
+
+const json = async (...args: string[]) => JSON.parse((await control("--json", ...args)).stdout);
+const OK = "code: RESPONSE\nresponse: CMD_OK\n";
+
+test("a container from its configuration to its removal", async () => {
+  const file = join(cmld.folder, "web.conf");
+  writeFileSync(file, '# ours\nname: "web"\nguest_os: "busybox"\ncolor: 0x2080ffff\ntoken_type: NONE\n');
+  const created = await control("create", file);
+  expect(created).toMatchObject({ stderr: "", exit: 0 });
+  expect(created.stdout).toMatch(
+    /^code: CONTAINER_CONFIG\ncontainer_uuids: "[0-9a-f-]{36}"\ncontainer_configs \{\n {2}name: "web"\n/,
+  );
+  expect((await control("list", "--quiet")).stdout).toBe("web\n");
+  expect((await control("start", "--explain", "web")).stdout).toContain('ops: "execve(\\"/sbin/init\\"');
+  expect((await json("state", "web")).container_status[0].state).toBe("STOPPED");
+
+  expect(await control("start", "web", "--wait")).toEqual({
+    stdout: "code: RESPONSE\nresponse: CONTAINER_START_OK\n",
+    stderr: "",
+    exit: 0,
+  });
+  expect((await json("state", "web")).container_status[0]).toMatchObject({
+    state: "RUNNING",
+    guestos: "busybox",
+  });
+  expect(await control("start", "web")).toMatchObject({
+    stdout: "code: RESPONSE\nresponse: CONTAINER_START_EEXIST\n",
+    stderr: "control: start web: web is RUNNING already (CONTAINER_START_EEXIST)\n",
+    exit: 1,
+  });
+  expect((await json("stats", "web")).stats[0]).toMatchObject({ name: "web" });
+  expect((await control("ifaces", "web")).stdout).toContain("1: lo: <LOOPBACK");
+  expect((await control("logs", "web")).stdout).toContain("hello from init");
+  expect(await control("freeze", "web")).toMatchObject({ stdout: OK, exit: 0 });
+  expect(await control("unfreeze", "web")).toMatchObject({ stdout: OK, exit: 0 });
+
+  expect(await control("stop", "web")).toMatchObject({
+    stdout: "code: RESPONSE\nresponse: CONTAINER_STOP_OK\n",
+    exit: 0,
+  });
+  expect(await control("remove", "web", "--key=x")).toMatchObject({ stdout: OK, exit: 0 });
+  expect(await control("state", "web")).toMatchObject({
+    stdout: "",
+    stderr: "control: state web: Container with provided uuid/name does not exist!\n",
+    exit: 1,
+  });
+}, 30_000);
+
+test("what the daemon refuses, it gives a reason for", async () => {
+  const file = join(cmld.folder, "bad.conf");
+  writeFileSync(file, 'name: "bad"\nguest_os: "busybox"\ncolour: 1\n');
+  const refused = await control("create", file);
+  expect(refused.stdout).toBe("code: CONTAINER_CONFIG\n");
+  expect(refused.stderr).toMatch(
+    /^control: create: .*line 3, column 1: ContainerConfig: no field "colour".*\n$/,
+  );
+  expect(refused.exit).toBe(1);
+  expect((await control("list_guestos")).stdout).toContain(
+    'name: "busybox"\n  hardware: "x86"\n  version: 1\n',
+  );
+  expect((await control("device_stats")).stdout).toStartWith(
+    "code: DEVICE_STATS\ndevice_stats {\n  disk_system: ",
+  );
+  expect((await control("get_provisioned")).stdout).toBe(
+    "code: DEVICE_PROVISIONED_STATE\ndevice_is_provisioned: false\n",
+  );
+  expect(await control("reload")).toMatchObject({ stdout: OK, exit: 0 });
+});
+
+test("the logs of the daemon are fetched", async () => {
+  const folder = join(cmld.folder, "fetched");
+  mkdirSync(folder);
+  expect(await control("retrieve_logs", folder)).toEqual({ stdout: OK, stderr: "", exit: 0 });
+  expect(readdirSync(folder).filter((name) => name.startsWith("cml-daemon"))).not.toEqual([]);
+});
