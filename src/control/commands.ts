@@ -259,14 +259,19 @@ async function withKey(
   return { key: await input.secret("Password: "), ...setup };
 }
 
+/** One system call a line, for whoever reads it. */
+async function explain(call: Call, connection: Connection, container_uuids: string[]): Promise<number> {
+  const m = await connection.ask({ command: Command.EXPLAIN, container_uuids });
+  if (!isOk(m) || call.manner === "json") return call.show(m, () => "");
+  await out((m.program?.ops ?? []).map((op) => `${harmless(op)}\n`).join(""));
+  return 0;
+}
+
 async function start(call: Call): Promise<number> {
   using connection = await call.connect();
   const [container] = await find(connection, [call.given.word("container")]);
   const container_uuids = [container!.uuid];
-  if (call.given.has("explain")) {
-    const m = await connection.ask({ command: Command.EXPLAIN, container_uuids });
-    return call.show(m, () => (m.program?.ops ?? []).map((op) => `${harmless(op)}\n`).join(""));
-  }
+  if (call.given.has("explain")) return await explain(call, connection, container_uuids);
   const params = await withKey(call, connection, container!.uuid);
   const { waiter } = await import("./logs.ts");
   using waiting = call.given.has("wait") ? await waiter(call, container!.uuid) : undefined;
@@ -390,7 +395,16 @@ export const COMMANDS: readonly Row[] = [
   }),
   row(
     "run",
-    [CONTAINER, { name: "command", kind: "program", description: "program and its arguments", many: true }],
+    [
+      CONTAINER,
+      {
+        name: "command",
+        kind: "program",
+        description: "program and its arguments; a shell, /bin/sh, if absent",
+        optional: true,
+        many: true,
+      },
+    ],
     "run a command in a container",
     run,
     {

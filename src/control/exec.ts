@@ -14,11 +14,15 @@ const { Code } = DaemonToController;
 /** The status of a program that a signal ended, as shells have it. */
 const SIGNALLED = 128;
 
+/** What every guest that people enter has. */
+const SHELL = "/bin/sh";
+
 export async function run(call: Call): Promise<number> {
   const { given } = call;
   const words = [...given.words("command")];
   const wantsNoPty = words[0] === "nopty";
   if (wantsNoPty) words.shift();
+  if (words.length === 0) words.push(SHELL);
   const pty = !wantsNoPty && !given.has("no-tty");
   // Both, or the settings of a terminal would be changed under a pager that reads our output.
   const interactive = pty && (await isTerminal(0)) && (await isTerminal(1));

@@ -37,7 +37,7 @@ test("a container from its configuration to its removal", async () => {
     /^code: CONTAINER_CONFIG\ncontainer_uuids: "[0-9a-f-]{36}"\ncontainer_configs \{\n {2}name: "web"\n/,
   );
   expect((await control("list", "--quiet")).stdout).toBe("web\n");
-  expect((await control("start", "--explain", "web")).stdout).toContain('ops: "execve(\\"/sbin/init\\"');
+  expect((await control("start", "--explain", "web")).stdout).toContain('\nexecve("/sbin/init"');
   expect((await json("state", "web")).container_status[0].state).toBe("STOPPED");
 
   expect(await control("start", "web", "--wait")).toEqual({
