@@ -82,12 +82,21 @@ export class Cmld implements AsyncDisposable {
   private constructor(
     readonly folder: string,
     readonly argv: readonly string[],
+    readonly env: Readonly<Record<string, string>>,
   ) {
     this.socket = join(folder, "socket");
   }
 
   /** A data folder with a GuestOS "busybox" whose init runs `inittab`. */
-  static async begin(inittab = "::respawn:/bin/sleep 1000000\n"): Promise<Cmld> {
+  static async begin(
+    options: {
+      readonly inittab?: string;
+      /** Lines of the GuestOS' configuration. */
+      readonly guestos?: string;
+      readonly env?: Record<string, string>;
+    } = {},
+  ): Promise<Cmld> {
+    const { inittab = "::respawn:/bin/sleep 1000000\n", guestos = "", env = {} } = options;
     const folder = mkdtempSync(join(tmpdir(), "cmld-"));
     chmodSync(folder, 0o755); // the containers' ids pass through it
     const os = join(folder, "base/operatingsystems/busybox-1");
@@ -105,13 +114,13 @@ export class Cmld implements AsyncDisposable {
       `${os}.conf`,
       `name: "busybox"\nhardware: "x86"\nversion: 1\ninit_path: "/sbin/init"\ndescription { en: "busybox" }\n` +
         `mounts { image_file: "root" mount_point: "/" fs_type: "squashfs" mount_type: SHARED ` +
-        `image_size: ${statSync(image).size} image_sha2_256: "${hash.digest("hex")}" }\n`,
+        `image_size: ${statSync(image).size} image_sha2_256: "${hash.digest("hex")}" }\n${guestos}`,
     );
     const configuration = "hostedmode: true\nsigned_configs: false\ntpm_enabled: false\n";
     writeFileSync(join(folder, "base/device.conf"), configuration);
     const at = (name: string) => join(folder, name);
     const places = ["--base", at("base"), "--run", at("run"), "--logs", at("logs"), "--socket", at("socket")];
-    const cmld = new Cmld(folder, [process.execPath, "src/main.ts", "cmld", ...places]);
+    const cmld = new Cmld(folder, [process.execPath, "src/main.ts", "cmld", ...places], env);
     await cmld.start();
     return cmld;
   }
@@ -124,7 +133,12 @@ export class Cmld implements AsyncDisposable {
   async start(): Promise<void> {
     rmSync(this.socket, { force: true });
     const log = Bun.file(join(this.folder, "out"));
-    this.#process = Bun.spawn([...this.argv], { stdin: "ignore", stdout: log, stderr: log });
+    this.#process = Bun.spawn([...this.argv], {
+      stdin: "ignore",
+      stdout: log,
+      stderr: log,
+      env: { ...globalThis.process.env, ...this.env },
+    });
     const process = this.#process;
     for (;;) {
       try {
@@ -141,10 +155,10 @@ export class Cmld implements AsyncDisposable {
     return Client.to(this.socket);
   }
 
-  /** A container of the GuestOS; its uuid. */
+  /** A container of the GuestOS, with no link to the machine, where other tests have theirs; its uuid. */
   async create(name: string, more = ""): Promise<string> {
     using c = await this.client();
-    const text = `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\n${more}`;
+    const text = `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\nloopback_only: true\n${more}`;
     const a = await c.ask(Command.CREATE_CONTAINER, { container_config_file: Buffer.from(text) });
     if (a.container_uuids.length !== 1) throw new Error(a.error_text);
     return a.container_uuids[0]!;

@@ -1,14 +1,19 @@
 // cmld as a whole, in hosted mode: lives of containers through the control socket, clients that misbehave, and what
 // survives its own end.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
+import { Store } from "../../src/init/store.ts";
 import { FRAME_MAX, frame } from "../../src/lib/frame.ts";
-import { bindAt } from "../../src/sys/listen.ts";
+import { AF_UNIX, bindUnix, listen, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../../src/sys/calls.ts";
+import { Fd } from "../../src/sys/fd.ts";
+import { accepting, bindAt } from "../../src/sys/listen.ts";
+import { now } from "../../src/sys/now.ts";
 import { counts } from "../counts.ts";
-import { type Client, Cmld, Code, Command } from "./daemon.ts";
+import { Client, Cmld, Code, Command } from "./daemon.ts";
 
 let cmld: Cmld;
 beforeAll(async () => {
@@ -59,7 +64,7 @@ test("a new configuration is taken at once, or when the container has stopped", 
   const at = { container_uuids: [uuid] };
   using c = await cmld.client();
   const update = async (name: string) => {
-    const text = `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\n`;
+    const text = `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\nloopback_only: true\n`;
     const a = await c.ask(Command.CONTAINER_UPDATE_CONFIG, {
       ...at,
       container_config_file: Buffer.from(text),
@@ -177,6 +182,49 @@ test("20 000 requests one after the other: nothing is lost, nothing grows", asyn
 }, 60_000);
 
 // --- its own end ------------------------------------------------------------------------
+
+test("the control socket inside a container outlives cmld, and allows what a guest may", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "store-"));
+  const path = join(folder, "store");
+  using listening = new Fd(now(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)));
+  now(bindUnix(listening.n, path));
+  now(listen(listening.n, 8));
+  const kept = new Map<string, Fd>();
+  const store = new Store({ kept, save: () => {}, exitOf: () => 7 << 8, log: console.error });
+  accepting(listening, (connection) => store.serve(connection));
+  const mine = await Cmld.begin({ guestos: "feature_install_guest: true\n", env: { CML_STORE: path } });
+  const uuid = await mine.create("installer");
+  const at = { container_uuids: [uuid] };
+  {
+    using c = await mine.client();
+    expect(await c.say(Command.CONTAINER_START, at)).toBe("CONTAINER_START_OK");
+  }
+  const pid = /"pid":(\d+)/.exec(readFileSync(join(mine.folder, "run/ledger", uuid), "utf8"))![1];
+  const guest = async () => {
+    using c = await Client.to(`/proc/${pid}/root/run/socket/cml-control`);
+    expect(await c.say(Command.LIST_GUESTOS_CONFIGS)).toBe("GUESTOS_CONFIGS_LIST");
+    expect(await c.say(Command.LIST_CONTAINERS)).toBe(
+      "CMD_UNSUPPORTED: LIST_CONTAINERS is not allowed on this socket",
+    );
+  };
+  await guest();
+  expect([...kept.keys()].sort()).toEqual(["control", "notify", "service"].map((n) => `${uuid}/${n}`));
+  for (let i = 0; i < 2; i++) {
+    await mine.end("SIGKILL");
+    await mine.start();
+    await guest();
+  }
+  using c = await mine.client();
+  using events = await mine.client();
+  await events.say(Command.EVENTS, at);
+  expect(await c.say(Command.CONTAINER_STOP, at)).toBe("CONTAINER_STOP_OK");
+  let last = await events.next();
+  while (last.event!.state !== ContainerState.STOPPED) last = await events.next();
+  expect(last.event).toMatchObject({ exit_status: 7 }); // as the store says
+  while (kept.size > 0) await new Promise<void>((next) => setImmediate(next));
+  await mine[Symbol.asyncDispose]();
+  rmSync(folder, { recursive: true });
+}, 60_000);
 
 for (const signal of ["SIGKILL", "SIGHUP"] as const)
   test(`${signal}: containers run on, and the next cmld has them`, async () => {
