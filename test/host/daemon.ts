@@ -89,14 +89,14 @@ export class Cmld implements AsyncDisposable {
 
   /** A data folder with a GuestOS "busybox" whose init runs `inittab`. */
   static async begin(
+    inittab = "::respawn:/bin/sleep 1000000\n",
     options: {
-      readonly inittab?: string;
       /** Lines of the GuestOS' configuration. */
       readonly guestos?: string;
       readonly env?: Record<string, string>;
     } = {},
   ): Promise<Cmld> {
-    const { inittab = "::respawn:/bin/sleep 1000000\n", guestos = "", env = {} } = options;
+    const { guestos = "", env = {} } = options;
     const folder = mkdtempSync(join(tmpdir(), "cmld-"));
     chmodSync(folder, 0o755); // the containers' ids pass through it
     const os = join(folder, "base/operatingsystems/busybox-1");

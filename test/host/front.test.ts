@@ -192,7 +192,10 @@ test("the control socket inside a container outlives cmld, and allows what a gue
   const kept = new Map<string, Fd>();
   const store = new Store({ kept, save: () => {}, exitOf: () => 7 << 8, log: console.error });
   accepting(listening, (connection) => store.serve(connection));
-  const mine = await Cmld.begin({ guestos: "feature_install_guest: true\n", env: { CML_STORE: path } });
+  const mine = await Cmld.begin(undefined, {
+    guestos: "feature_install_guest: true\n",
+    env: { CML_STORE: path },
+  });
   const uuid = await mine.create("installer");
   const at = { container_uuids: [uuid] };
   {
