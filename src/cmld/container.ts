@@ -196,11 +196,7 @@ export class Container implements ContainerLife {
         kept.push(`${uuid}/${name}`);
         around.keep(`${uuid}/${name}`, fd);
       },
-      kept(name) {
-        const fd = around.kept(`${uuid}/${name}`);
-        if (fd) kept.push(`${uuid}/${name}`);
-        return fd;
-      },
+      kept: (name) => around.kept(`${uuid}/${name}`),
       booted: () => {
         if (this.#state === "BOOTING") this.#running();
       },
@@ -298,7 +294,11 @@ export class Container implements ContainerLife {
     using group = new Fd(now(openat(-100, childGroupOf(s), O_RDONLY | O_DIRECTORY)));
     const flags = modules.reduce((all, m) => all | (m.namespaces?.(s) ?? 0n), 0n);
     const since = bootTime();
-    const child = launch(program(s, modules, { ours: gate.n, theirs: far.n }), flags, group.n);
+    const child = launch(
+      (report) => program(s, modules, { ours: gate.n, theirs: far.n }, report),
+      flags,
+      group.n,
+    );
     const execed = child.started();
     execed.catch(() => {}); // judged below, where it is awaited
     try {
@@ -475,7 +475,7 @@ export class Container implements ContainerLife {
     try {
       const s = this.#begin(false, ledger, os, kept);
       for (const m of this.around.modules) await hook(m, "prepare", () => m.prepare?.(s));
-      return program(s, this.around.modules, { ours: 0, theirs: 1 }).map(show);
+      return program(s, this.around.modules, { ours: 3, theirs: 4 }, 5).map(show);
     } finally {
       for (const entry of kept) this.around.forget(entry);
       await ledger.release();

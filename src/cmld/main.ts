@@ -14,16 +14,15 @@ import { attempt } from "../sys/now.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { subordinateIds } from "./containers.ts";
 import { control } from "./control.ts";
-import { type End, LOG_NAME, Manager, type Network } from "./daemon.ts";
+import { type End, LOG_NAME, Manager, type Network, type Store } from "./daemon.ts";
 import { loadDevice } from "./device.ts";
-import type { Exec } from "./exec.ts";
+import { exec } from "./exec.ts";
 import { openHost } from "./host.ts";
 import { doorway } from "./modules/doorway.ts";
 import { ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
-import { openStore } from "./store.ts";
 
 const USAGE = `usage: cmld [BASE] [options]
 
@@ -112,8 +111,12 @@ function openJournal(logs: string, debug: boolean): Log {
   }
 }
 
-const noExec: Exec = () => {
-  throw new Error("running commands in containers is not available yet");
+/** Without init or systemd nobody keeps descriptors. */
+const nothingKept: Store = {
+  keep: () => {},
+  kept: () => undefined,
+  forget: () => {},
+  exitOf: () => Promise.resolve(undefined),
 };
 
 const network: Network = { interfaces, assign, unassign, vnets };
@@ -149,8 +152,7 @@ export async function main(args: string[]): Promise<number> {
 async function run(at: Places, debug: boolean): Promise<number> {
   process.umask(0o022);
   ownLimits();
-  const environment = { ...process.env };
-  const above = supervisor(); // what it takes out of our environment, programs that we start do not get
+  const above = supervisor();
   const device = await loadDevice(at.config);
   using _lock = lock(at.run);
   mkdirSync(at.base, { recursive: true, mode: 0o755 });
@@ -174,9 +176,9 @@ async function run(at: Places, debug: boolean): Promise<number> {
     host,
     device,
     modules: [...modules, doorway(open)],
-    store: await openStore(environment, (line) => log.warn(line)),
+    store: nothingKept,
     log,
-    exec: noExec,
+    exec,
     network,
     taken: device.hostedmode ? await subordinateIds() : [],
     end: (how: End) => end(how === "reboot" ? EXIT_REBOOT : EXIT_POWER_OFF),

@@ -1,10 +1,13 @@
 // The modules of a container, in the order of their hooks, and why this order.
 import type { Module } from "./module.ts";
+import { caps } from "./modules/caps.ts";
 import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
 import { hostname } from "./modules/hostname.ts";
 import { limits } from "./modules/limits.ts";
+import { masks } from "./modules/masks.ts";
 import { network } from "./modules/network.ts";
+import { seccomp } from "./modules/seccomp.ts";
 import { service } from "./modules/service.ts";
 import { time } from "./modules/time.ts";
 import { users } from "./modules/users.ts";
@@ -18,6 +21,9 @@ export const modules: readonly Module[] = [
   network, // before the container has a file tree: what fails here has mounted nothing
   console,
   volumes, // pivots: from here on paths are the container's
+  masks, // over what volumes has mounted
   service, // binds in the container's /run
   time, // needs /proc of the container
+  caps,
+  seccomp, // last: what comes after it must pass it
 ];

@@ -123,6 +123,19 @@ export const cloexecFrom = (first: number): Op => ({
   call: "close_range",
   args: [first, 0xffffffff, CLOSE_RANGE_CLOEXEC],
 });
+/** Close everything except standard input and output and `kept`, now: no path that comes after, not even a link to
+ * /proc/self/fd, can reach what was open. */
+export function closeAllBut(kept: readonly number[]): Op[] {
+  const ops: Op[] = [];
+  const range = (first: number, last: number) => ops.push({ call: "close_range", args: [first, last, 0] });
+  let from = 3;
+  for (const fd of [...kept].sort((a, b) => a - b)) {
+    if (fd > from) range(from, fd - 1);
+    from = fd + 1;
+  }
+  range(from, 0xffffffff);
+  return ops;
+}
 export const read = (fd: At, into: Uint8Array): Op => ({ call: "read", args: [fd, into, into.length] });
 export const write = (fd: At, bytes: Uint8Array): Op => ({ call: "write", args: [fd, bytes, bytes.length] });
 /** Write a short text; succeeds only if all of it was taken. */
@@ -168,6 +181,7 @@ export const fchownat = (
   call: "fchownat",
   args: [dir, path, uid, gid, flags],
 });
+export const fchown = (fd: At, uid: number, gid: number): Op => ({ call: "fchown", args: [fd, uid, gid] });
 export const fchmodat = (dir: At, path: string, mode: number): Op => ({
   call: "fchmodat",
   args: [dir, path, mode],
@@ -249,7 +263,18 @@ export const sethostname = (name: string): Op => ({
 });
 export const setresuid = (uid: number): Op => ({ call: "setresuid", args: [uid, uid, uid] });
 export const setresgid = (gid: number): Op => ({ call: "setresgid", args: [gid, gid, gid] });
-export const setgroups = (): Op => ({ call: "setgroups", args: [0, null] });
+export const setgroups = (groups: readonly number[] = []): Op => ({
+  call: "setgroups",
+  args: [
+    groups.length,
+    groups.length === 0
+      ? null
+      : {
+          data: groups.reduce((s, g) => s.u32(g), new Struct(4 * groups.length)).bytes,
+          text: `[${groups.join(" ")}]`,
+        },
+  ],
+});
 export const prctl = (option: number, a: Arg = 0, b: Arg = 0, c: Arg = 0, d: Arg = 0): Op => ({
   call: "prctl",
   args: [option, a, b, c, d],

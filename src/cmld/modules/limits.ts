@@ -1,5 +1,5 @@
 // limits: what a container's init must not inherit from cmld: its protection from the kernel's OOM killer, its many
-// descriptors (programs that use select(2) break above 1024), its lack of core files.
+// descriptors (programs that use select(2) break above 1024), its limit on core files.
 import { writeFileSync } from "node:fs";
 import { mem, Struct } from "../../sys/mem.ts";
 import { now } from "../../sys/now.ts";
@@ -33,16 +33,19 @@ export function ownLimits(): void {
 
 const inherited = { files: limitsOf(RLIMIT_NOFILE).hard, core: limitsOf(RLIMIT_CORE).hard };
 
+/** Core files only for whoever asks for them: they would be written by the rules of the host. */
+export function limitOps(): Op[] {
+  const { files, core } = inherited;
+  return [
+    prlimit(RLIMIT_NOFILE, least(BigInt(FILES_SOFT), files), least(BigInt(FILES_HARD), files)),
+    prlimit(RLIMIT_CORE, 0, core),
+  ];
+}
+
 export const limits: Module = {
   name: "limits",
   attach(_, p) {
     writeFileSync(`/proc/${p.pid}/oom_score_adj`, "0");
   },
-  last() {
-    const { files, core } = inherited;
-    return [
-      prlimit(RLIMIT_NOFILE, least(BigInt(FILES_SOFT), files), least(BigInt(FILES_HARD), files)),
-      prlimit(RLIMIT_CORE, core, core),
-    ];
-  },
+  last: () => limitOps(),
 };
