@@ -1,14 +1,6 @@
 // A cmld of its own for a test, in hosted mode, in a temporary folder; and a client that speaks to it.
 import { spawnSync } from "node:child_process";
-import {
-  chmodSync,
-  createReadStream,
-  mkdirSync,
-  mkdtempSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -76,6 +68,30 @@ export class Client implements Disposable {
   }
 }
 
+/** A GuestOS "busybox" whose init runs `inittab`; `more`: lines of its configuration. */
+export function installBusybox(folder: string, inittab: string, more = ""): void {
+  const os = join(folder, "busybox-1");
+  mkdirSync(os, { recursive: true });
+  const root = mkdtempSync(join(tmpdir(), "root-"));
+  chmodSync(root, 0o755);
+  busyboxRoot(root);
+  symlinkSync("../bin/busybox", join(root, "sbin/init"));
+  writeFileSync(join(root, "etc/inittab"), inittab);
+  mkdirSync(join(root, "usr/sbin"), { recursive: true });
+  writeFileSync(join(root, "usr/sbin/cml"), ""); // where core0 gets the executable
+  const image = join(os, "root.img");
+  const made = spawnSync("mksquashfs", [root, image, "-noappend", "-quiet", "-no-progress"]);
+  if (made.status !== 0) throw new Error(`mksquashfs: ${made.stderr}`);
+  rmSync(root, { recursive: true });
+  const bytes = readFileSync(image);
+  writeFileSync(
+    `${os}.conf`,
+    `name: "busybox"\nhardware: "x86"\nversion: 1\ninit_path: "/sbin/init"\ndescription { en: "busybox" }\n` +
+      `mounts { image_file: "root" mount_point: "/" fs_type: "squashfs" mount_type: SHARED ` +
+      `image_size: ${bytes.length} image_sha2_256: "${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}" }\n${more}`,
+  );
+}
+
 export class Cmld implements AsyncDisposable {
   readonly socket: string;
   #process: Bun.Subprocess | undefined;
@@ -99,23 +115,7 @@ export class Cmld implements AsyncDisposable {
     const { guestos = "", env = {} } = options;
     const folder = mkdtempSync(join(tmpdir(), "cmld-"));
     chmodSync(folder, 0o755); // the containers' ids pass through it
-    const os = join(folder, "base/operatingsystems/busybox-1");
-    mkdirSync(os, { recursive: true });
-    const root = join(folder, "root");
-    busyboxRoot(root);
-    spawnSync("ln", ["-s", "../bin/busybox", join(root, "sbin/init")]);
-    writeFileSync(join(root, "etc/inittab"), inittab);
-    const image = join(os, "root.img");
-    const made = spawnSync("mksquashfs", [root, image, "-noappend", "-quiet", "-no-progress"]);
-    if (made.status !== 0) throw new Error(`mksquashfs: ${made.stderr}`);
-    const hash = new Bun.CryptoHasher("sha256");
-    for await (const chunk of createReadStream(image)) hash.update(chunk);
-    writeFileSync(
-      `${os}.conf`,
-      `name: "busybox"\nhardware: "x86"\nversion: 1\ninit_path: "/sbin/init"\ndescription { en: "busybox" }\n` +
-        `mounts { image_file: "root" mount_point: "/" fs_type: "squashfs" mount_type: SHARED ` +
-        `image_size: ${statSync(image).size} image_sha2_256: "${hash.digest("hex")}" }\n${guestos}`,
-    );
+    installBusybox(join(folder, "base/operatingsystems"), inittab, guestos);
     const configuration = "hostedmode: true\nsigned_configs: false\ntpm_enabled: false\n";
     writeFileSync(join(folder, "base/device.conf"), configuration);
     const at = (name: string) => join(folder, name);
