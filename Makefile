@@ -91,6 +91,10 @@ $(OUT)/guests/$(1)-1.conf: initramfs/guests.ts initramfs/packages.ts src/guestos
 endef
 $(foreach g,$(GUESTS),$(eval $(call GUEST,$(g))))
 
+.PHONY: licenses
+licenses: image guests ## write out/licenses.json and docs/LICENSES.md: what is in the machine, and under which licence
+	$(BUN) initramfs/licenses.ts
+
 # --- checks and tests --------------------------------------------------------
 
 .PHONY: check

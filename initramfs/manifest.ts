@@ -31,8 +31,8 @@ export const ramdisk = (from: Inputs, runtime: string): Entry[] => [
   { kind: "file", path: "runtime.squashfs", mode: 0o444, from: runtime },
 ];
 
-/** Programs beside our own: cmld makes and checks ext4 volumes, init checks the data partition. */
-const PROGRAMS = ["/usr/sbin/mke2fs", "/usr/sbin/e2fsck"];
+/** Programs beside our own: cmld makes, checks and grows ext4 volumes, init checks the data partition. */
+const PROGRAMS = ["/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs"];
 
 /** Libraries that our executable opens by name. libgcc_s: glibc wants it when a thread ends itself (argon2's do). */
 const opened = (triplet: string) =>

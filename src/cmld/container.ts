@@ -196,7 +196,11 @@ export class Container implements ContainerLife {
         kept.push(`${uuid}/${name}`);
         around.keep(`${uuid}/${name}`, fd);
       },
-      kept: (name) => around.kept(`${uuid}/${name}`),
+      kept(name) {
+        const fd = around.kept(`${uuid}/${name}`);
+        if (fd) kept.push(`${uuid}/${name}`);
+        return fd;
+      },
       booted: () => {
         if (this.#state === "BOOTING") this.#running();
       },

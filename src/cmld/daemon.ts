@@ -25,6 +25,7 @@ import type { Host, Module } from "./module.ts";
 import { childGroupOf } from "./modules/cgroups.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
+import type { Store } from "./store.ts";
 
 const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
 const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;
@@ -41,9 +42,6 @@ const CORE0 = (os: string): string =>
 
 /** Ends the machine; resolves never, or when there is none to end. */
 export type End = "power off" | "reboot";
-
-/** The descriptor store of init, or of systemd. */
-export type Store = Pick<Surroundings, "keep" | "kept" | "forget" | "exitOf">;
 
 /** The network's part, by uuid. */
 export interface Network {
@@ -95,7 +93,7 @@ export class Manager implements Daemon {
 
   constructor(machine: Machine) {
     this.#m = machine;
-    const { host, device, log } = machine;
+    const { host, device, log, store } = machine;
     this.#store = new Containers({
       folder: join(host.base, "containers"),
       device,
@@ -119,7 +117,10 @@ export class Manager implements Daemon {
     this.#around = {
       host,
       modules: machine.modules,
-      ...machine.store,
+      keep: (name, fd) => store.keep(name, fd),
+      kept: (name) => store.kept(name),
+      forget: (name) => store.forget(name),
+      exitOf: (pid, startTime) => store.exitOf(pid, startTime),
       bind: (config) => this.#bind(config),
       changed: (container, from, to) => this.#changed(container as Managed, from, to),
       log: (line) => log.info(line),
@@ -141,6 +142,7 @@ export class Manager implements Daemon {
       throw new Error("no guest operating system is installed");
     await this.#reload();
     await this.#adopt();
+    for (const name of this.#m.store.names()) this.#m.store.forget(name); // of containers that are gone
     await this.#oses.purge();
     log.info(
       `loaded ${this.#all.size} containers, ${this.#oses.all().length} guest operating systems` +

@@ -80,7 +80,13 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
     host,
     device,
     modules: [],
-    store: { keep: () => {}, kept: () => undefined, forget: () => {}, exitOf: async () => undefined },
+    store: {
+      keep: () => {},
+      kept: () => undefined,
+      names: () => [],
+      forget: () => {},
+      exitOf: async () => undefined,
+    },
     log: new Journal({ name: LOG_NAME, directory: logs }),
     exec,
     network: {

@@ -1,6 +1,6 @@
 // The machine as cmld finds it: where its control groups are, which limits the kernel can enforce.
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { controllers, delegate, make, where } from "../sys/cgroup.ts";
 import type { DeviceConfig } from "./config.ts";
 import type { Host } from "./module.ts";
@@ -39,6 +39,9 @@ export function openHost(places: Places): Host {
   // The child of a start has the container's ids: it passes through here by search permission alone.
   mkdirSync(places.run, { recursive: true, mode: 0o711 });
   mkdirSync(join(places.run, "root"), { recursive: true, mode: 0o755 });
+  for (let dir = places.run; dir !== "/"; dir = dirname(dir))
+    if ((statSync(dir).mode & 0o001) === 0)
+      throw new Error(`${dir}: others may not pass through it, and containers' ids must reach ${places.run}`);
 
   const said = new Set<string>();
   return {

@@ -14,7 +14,7 @@ import { attempt } from "../sys/now.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { subordinateIds } from "./containers.ts";
 import { control } from "./control.ts";
-import { type End, LOG_NAME, Manager, type Network, type Store } from "./daemon.ts";
+import { type End, LOG_NAME, Manager, type Network } from "./daemon.ts";
 import { loadDevice } from "./device.ts";
 import { exec } from "./exec.ts";
 import { openHost } from "./host.ts";
@@ -23,6 +23,7 @@ import { ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
+import { openStore } from "./store.ts";
 
 const USAGE = `usage: cmld [BASE] [options]
 
@@ -111,14 +112,6 @@ function openJournal(logs: string, debug: boolean): Log {
   }
 }
 
-/** Without init or systemd nobody keeps descriptors. */
-const nothingKept: Store = {
-  keep: () => {},
-  kept: () => undefined,
-  forget: () => {},
-  exitOf: () => Promise.resolve(undefined),
-};
-
 const network: Network = { interfaces, assign, unassign, vnets };
 
 export async function main(args: string[]): Promise<number> {
@@ -152,7 +145,8 @@ export async function main(args: string[]): Promise<number> {
 async function run(at: Places, debug: boolean): Promise<number> {
   process.umask(0o022);
   ownLimits();
-  const above = supervisor();
+  const environment = { ...process.env };
+  const above = supervisor(); // what it takes out of our environment, programs that we start do not get
   const device = await loadDevice(at.config);
   using _lock = lock(at.run);
   mkdirSync(at.base, { recursive: true, mode: 0o755 });
@@ -176,7 +170,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     host,
     device,
     modules: [...modules, doorway(open)],
-    store: nothingKept,
+    store: await openStore(environment, (line) => log.warn(line)),
     log,
     exec,
     network,

@@ -90,6 +90,8 @@ interface Place extends Disposable {
   readonly netns: Fd;
   readonly route: Netlink;
   readonly filter: Netlink;
+  /** A further socket like `route`, for what takes its time. */
+  fresh(): Netlink;
   /** Our rules are there. */
   ruled: boolean;
 }
@@ -119,22 +121,25 @@ const subnets = new Map<number, string>();
 const guests = new Map<string, Guest>();
 let ours: Place | undefined;
 
-const place = (netns: Fd, route: Netlink, filter: Netlink): Place => ({
+const place = (netns: Fd, route: Netlink, filter: Netlink, fresh: () => Netlink): Place => ({
   netns,
   route,
   filter,
+  fresh,
   ruled: false,
   [Symbol.dispose]() {
     route[Symbol.dispose]();
     filter[Symbol.dispose]();
   },
 });
+const routeIn = (netns: Fd): Netlink => netlinkIn(netns, NETLINK_ROUTE)[0]!;
 function placeIn(netns: Fd): Place {
   const [route, filter] = netlinkIn(netns, NETLINK_ROUTE, NETLINK_NETFILTER);
-  return place(netns, route!, filter!);
+  return place(netns, route!, filter!, () => routeIn(netns));
 }
 const here = (): Place => {
-  ours ??= place(netnsOf("self"), Netlink.open(NETLINK_ROUTE), Netlink.open(NETLINK_NETFILTER));
+  const open = (): Netlink => Netlink.open(NETLINK_ROUTE);
+  ours ??= place(netnsOf("self"), open(), Netlink.open(NETLINK_NETFILTER), open);
   return ours;
 };
 const core0 = (): Guest | undefined => [...guests.values()].find((g) => g.isC0);
@@ -369,8 +374,7 @@ function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
 /** A socket in the container's namespace for the length of one call. */
 function inNetns<T>(g: Guest, use: (n: Netlink) => T): T {
   if (g.place) return use(g.place.route);
-  const [socket] = netlinkIn(g.netns, NETLINK_ROUTE);
-  using n = socket!;
+  using n = routeIn(g.netns);
   return use(n);
 }
 
@@ -379,7 +383,7 @@ function inNetns<T>(g: Guest, use: (n: Netlink) => T): T {
 async function connect(g: Guest): Promise<void> {
   const router = routerOf(g);
   if (!router) return; // routerChanged() comes back to it
-  using opened = g.place ? undefined : netlinkIn(g.netns, NETLINK_ROUTE)[0]!;
+  using opened = g.place ? undefined : routeIn(g.netns);
   const inside = (g.place?.route ?? opened)!;
   const made = router.route
     .do(
@@ -432,12 +436,11 @@ export async function routerChanged(): Promise<void> {
 
 /** The container's ends of links whose other ends are gone or going: the kernel takes its time. */
 async function disconnect(g: Guest): Promise<void> {
-  const [socket] = netlinkIn(g.netns, NETLINK_ROUTE);
-  using inside = socket!;
+  using inside = routeIn(g.netns);
   const stale = links(inside).filter((l) => l.kind === "veth" && g.veths.some((v) => v.inside === l.name));
   if (stale.length > 0)
     await aside(
-      inside,
+      routeIn(g.netns),
       stale.map((l) => deleteLink(l.index)),
       ENODEV,
     );
@@ -486,13 +489,15 @@ async function lend(g: Guest, from: Place, l: Link, name: string): Promise<void>
 async function move(from: Place, l: Link, nic: Nic, to: Fd): Promise<void> {
   const clean: Message[] = l.altnames.length > 0 ? [deleteAltnames(l.index, l.altnames)] : [];
   if (nic.wiphy === undefined) {
-    await aside(from.route, [downLink(l.index), ...clean, moveLink(l.index, to.n, nic.name)]);
+    await aside(from.fresh(), [downLink(l.index), ...clean, moveLink(l.index, to.n, nic.name)]);
     return;
   }
-  await aside(from.route, [downLink(l.index), ...clean, renameLink(l.index, nic.name)]);
-  const [socket] = netlinkIn(from.netns, NETLINK_GENERIC);
-  using generic = socket!;
-  await aside(generic, [moveRadio(generic, nic.wiphy, to.n)]);
+  await aside(from.fresh(), [downLink(l.index), ...clean, renameLink(l.index, nic.name)]);
+  using failed = new DisposableStack();
+  const generic = failed.use(netlinkIn(from.netns, NETLINK_GENERIC)[0]!);
+  const message = moveRadio(generic, nic.wiphy, to.n);
+  failed.move();
+  await aside(generic, [message]);
 }
 
 /** Give `g` the link that is called so or has that address, from us or from core0. False: there is none. */
@@ -540,7 +545,7 @@ async function fetchBack(nic: Nic): Promise<void> {
   // Its namespace is gone: the kernel has put hardware back to us, perhaps under another name.
   const l = links(here().route).find((o) => isNic(o, nic));
   if (!l || l.name === nic.name) return;
-  await aside(here().route, [downLink(l.index), renameLink(l.index, nic.name)]);
+  await aside(here().fresh(), [downLink(l.index), renameLink(l.index, nic.name)]);
 }
 
 /** Give a running container a link by its name or address. */
@@ -583,7 +588,7 @@ export function interfaceTable(uuid: string): { link: Link; addresses: string[] 
 /** Delete our end `name` in one namespace: only a link of our group is ours. */
 async function deleteOurs(p: Place, name: string): Promise<void> {
   const [reply] = p.route.do([getLink(name)], ENODEV);
-  if (reply && linkOf(reply).group === GROUP) await aside(p.route, [deleteLink(name)], ENODEV);
+  if (reply && linkOf(reply).group === GROUP) await aside(p.fresh(), [deleteLink(name)], ENODEV);
 }
 
 /** How the ledger releases what is ours. */

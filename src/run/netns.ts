@@ -62,8 +62,14 @@ export function sysctlIn(netns: Fd, name: string, value: string): void {
   now(writeText(file.n, value));
 }
 
-/** Netlink.do() by a child: deleting a link keeps the kernel busy for 10 to 20 ms, in which we would stand still. */
-export async function aside(n: Netlink, messages: readonly Message[], ...tolerate: number[]): Promise<void> {
+/** Netlink.do() by a child: deleting a link keeps the kernel busy for 10 to 20 ms, in which we would stand still. Takes
+ * the socket over: on one that others use meanwhile, they would read the answer. */
+export async function aside(
+  own: Netlink,
+  messages: readonly Message[],
+  ...tolerate: number[]
+): Promise<void> {
+  using n = own;
   const { send, finish } = n.prepare(messages, ...tolerate);
   const child = launch([send, exit(0)]);
   using pidfd = child.pidfd;
@@ -78,7 +84,7 @@ export async function aside(n: Netlink, messages: readonly Message[], ...tolerat
 const RTMGRP_LINK = 1; // linux/rtnetlink.h
 /** A veth has its carrier when both ends are up; the kernel takes note a moment later, and until then the end that
  * was up first drops what it should send. */
-const CARRIER_MS = 2000;
+const CARRIER_MS = 10_000;
 
 /** Resolves when the links, which have just been set up, can send. */
 export async function linksUp(netns: Fd, route: Netlink, indexes: readonly number[]): Promise<void> {

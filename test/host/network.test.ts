@@ -56,13 +56,16 @@ const INSIDE = "CML_TEST_NETWORK";
 
 if (!process.env[INSIDE]) {
   test("the network, in a namespace of its own", () => {
-    const run = Bun.spawnSync(["unshare", "--net", process.execPath, "test", import.meta.path], {
-      env: { ...process.env, [INSIDE]: "1" },
-      stdio: ["ignore", "pipe", "pipe"],
-    });
+    const run = Bun.spawnSync(
+      ["unshare", "--net", process.execPath, "test", "--timeout", "60000", import.meta.path],
+      {
+        env: { ...process.env, [INSIDE]: "1" },
+        stdio: ["ignore", "pipe", "pipe"],
+      },
+    );
     if (run.exitCode !== 0) throw new Error(`${run.stdout}${run.stderr}`);
     process.stdout.write(run.stderr.toString().replace(/^/gm, "    "));
-  }, 60_000);
+  }, 120_000);
 } else inside();
 
 function inside(): void {
@@ -451,6 +454,16 @@ function inside(): void {
     await down(c);
     expect(names()).toEqual(["lo", "switch0", "nic0"]);
     route.do([deleteLink("nic0")]);
+  });
+
+  test("containers come and go at the same time", async () => {
+    const round = async (): Promise<void> => {
+      const c = await up(newcomer());
+      expect(await ping(c.netns, `172.23.${c.guest.ledger.all("veth")[0]!.subnet}.1`)).toBe(true);
+      await down(c);
+    };
+    await Promise.all(Array.from({ length: 8 }, async () => [await round(), await round()]));
+    expect(names()).toEqual(["lo"]);
   });
 
   test("another cmld finds addresses and links in the ledger again", async () => {
