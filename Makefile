@@ -104,7 +104,7 @@ check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## f
 	$(BUN) test test/style.test.ts
 
 .PHONY: test
-test: check $(OUT)/cml ## everything above and below, at counts that fit CI (35 minutes)
+test: check $(OUT)/cml $(OUT)/aarch64/cservice guests ## everything above and below, at counts that fit CI (35 minutes)
 	$(BUN) test/run.ts unit host machine
 
 .PHONY: test-unit
@@ -119,9 +119,18 @@ test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests ## real namespaces, mounts,
 bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec beside protobufjs (docs/decisions/0002-protobuf.md)
 	$(BUN) test/bench/protobuf.ts
 
-.PHONY: soak-fuzz
-soak-fuzz: node_modules/.ready proto/gen/proto.js $(OUT)/run.so ## 60 s of broken bytes for each parser, fixed seed
-	CML_SOAK=1 $(BUN) test fuzz
+.PHONY: bench
+bench: $(OUT)/cml $(OUT)/tools.ready ## ours beside crun and runc, alternating in one run; writes out/bench.json (root)
+	test/bench/cgroup2.sh $(BUN) test/bench/main.ts
+
+.PHONY: soak soak-leak soak-crash soak-fuzz
+soak: soak-leak soak-crash soak-fuzz ## the tests with the large counts, in three parts; results are added to docs/soak.md
+soak-leak: $(OUT)/cml guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
+	CML_SOAK=1 $(BUN) test/run.ts leak
+soak-crash: $(OUT)/cml guests ## cmld and PID 1 killed again and again: nothing is lost
+	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
+soak-fuzz: $(OUT)/cml guests ## 60 s of broken bytes for each parser, fixed seed
+	CML_SOAK=1 $(BUN) test/run.ts fuzz
 
 .PHONY: clean
 clean: ## remove everything that was built (not node_modules)

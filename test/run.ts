@@ -1,32 +1,53 @@
 // Run groups of tests and end with the line "N passed, M failed", which CI reads. Each group is a set of folders that
 // `bun test` searches; a group that finds no test, or crashes before its summary, counts as one failure.
+import { appendFileSync, existsSync, writeFileSync } from "node:fs";
+
 interface Group {
   readonly paths: readonly string[];
   readonly timeoutMs: number;
   /** What runs the runner. */
   readonly within?: readonly string[];
+  /** Only tests whose name matches. */
+  readonly named?: string;
 }
+
+const MINUTE = 60_000;
+/** A network namespace of its own: no test meets the links and rules of the machine, or of another run. */
+const APART = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"];
 const GROUPS: Record<string, Group> = {
-  unit: { paths: ["src", "ffi", "proto", "initramfs", "test/style.test.ts"], timeoutMs: 30_000 },
-  // In a network namespace of its own: no test meets the links and rules of the machine, or of another run.
-  host: {
-    paths: ["test/host"],
-    timeoutMs: 120_000,
-    within: ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"],
-  },
-  machine: { paths: ["test/machine"], timeoutMs: 600_000 },
+  unit: { paths: ["src", "ffi", "proto", "initramfs", "test/style.test.ts"], timeoutMs: MINUTE },
+  host: { paths: ["test/host"], timeoutMs: 3 * MINUTE, within: APART },
+  machine: { paths: ["test/machine"], timeoutMs: 10 * MINUTE },
+  // parts of `make soak`
+  leak: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "leave nothing|nothing grows" },
+  crash: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "kill -9|next cmld|next one" },
+  crashinit: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "fatal signal" },
+  fuzz: { paths: ["src", "test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "fuzz" },
 };
+
+/** What soaking has shown, with its date and commit. */
+const SOAK_RECORD = "docs/soak.md";
+const soaking = process.env.CML_SOAK === "1";
 
 let passed = 0;
 let failed = 0;
 
 /** Pass the runner's words on as they come, and keep the end, where the totals stand. */
 async function group(name: string): Promise<void> {
-  const { paths, timeoutMs, within = [] } = GROUPS[name]!;
+  const { paths, timeoutMs, within = [], named } = GROUPS[name]!;
+  const only = named === undefined ? [] : ["-t", named];
   console.log(`\n=== ${name}`);
   const began = performance.now();
   const child = Bun.spawn(
-    [...within, process.execPath, "test", "--timeout", String(timeoutMs), ...paths.map((p) => `./${p}`)],
+    [
+      ...within,
+      process.execPath,
+      "test",
+      "--timeout",
+      String(timeoutMs),
+      ...only,
+      ...paths.map((p) => `./${p}`),
+    ],
     { stdin: "ignore", stdout: "inherit", stderr: "pipe", env: { ...process.env, FORCE_COLOR: "0" } },
   );
   let tail = "";
@@ -45,9 +66,24 @@ async function group(name: string): Promise<void> {
     console.log(`${name}: the runner ended with ${code} after ${pass} tests`);
     failed += 1;
   }
-  console.log(
-    `=== ${name}: ${pass} passed, ${fail} failed, ${Math.round((performance.now() - began) / 1000)} s`,
-  );
+  const seconds = Math.round((performance.now() - began) / 1000);
+  console.log(`=== ${name}: ${pass} passed, ${fail} failed, ${seconds} s`);
+  if (soaking) record([new Date().toISOString().slice(0, 10), commit(), name, pass, fail, seconds]);
+}
+
+const commit = (): string =>
+  Bun.spawnSync(["git", "rev-parse", "--short", "HEAD"]).stdout.toString().trim() || "unknown";
+
+function record(cells: readonly (string | number)[]): void {
+  const head = `# What \`make soak\` has shown
+
+Written by test/run.ts; the counts are those of test/counts.ts.
+
+| date | commit | part | passed | failed | seconds |
+|---|---|---|---|---|---|
+`;
+  if (!existsSync(SOAK_RECORD)) writeFileSync(SOAK_RECORD, head);
+  appendFileSync(SOAK_RECORD, `| ${cells.join(" | ")} |\n`);
 }
 
 const names = process.argv.slice(2);
@@ -59,5 +95,3 @@ if (names.length === 0 || unknown.length > 0) {
 for (const name of names) await group(name);
 console.log(`\n${passed} passed, ${failed} failed`);
 process.exit(failed === 0 ? 0 : 1);
-
-export {};
