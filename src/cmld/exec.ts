@@ -146,7 +146,11 @@ const PR_SET_DUMPABLE = 4; // linux/prctl.h
 const [TIOCSCTTY, TIOCSPTLCK, TIOCGPTPEER] = [0x540e, 0x40045431, 0x5441]; // asm-generic/ioctls.h
 const F_SETFL = 4; // asm-generic/fcntl.h
 const F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h
-const [END_OF_TRANSMISSION] = [4]; // VEOF of a new terminal
+/**
+ * VEOF of a new terminal, several times: a terminal has no end that lasts. Half a line needs one of its own, and so does
+ * each program that a shell starts to read the rest of its input.
+ */
+const END_OF_INPUT = new Uint8Array(8).fill(4);
 const ID_MAX = 65535; // of a container's range
 const RETURNED = 2; // where the process leaves its terminal's master for us: standard error, not in use yet
 
@@ -527,7 +531,7 @@ class Running implements Session {
 
   endInput(): void {
     if (this.#over || this.#inputEnds) return;
-    if (this.request.pty) this.input(Uint8Array.of(END_OF_TRANSMISSION!));
+    if (this.request.pty) this.input(END_OF_INPUT);
     this.#inputEnds = true;
     this.#write();
   }
