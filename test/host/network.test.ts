@@ -182,7 +182,7 @@ function inside(): void {
   const soon = async (fd: Fd): Promise<boolean> => {
     const { promise, resolve } = Promise.withResolvers<boolean>();
     using _watch = watch(fd, EPOLLIN, () => resolve(true));
-    const timer = setTimeout(resolve, 900, false);
+    const timer = setTimeout(resolve, 900, false); // silence is the answer: it has to last a while
     return await promise.finally(() => clearTimeout(timer));
   };
 
