@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import {
   ContainerState,
+  ContainerTokenType,
   ControllerToDaemon,
   DaemonToController,
   type IContainerStatus,
@@ -217,6 +218,44 @@ test("start --wait: running, or the reason why not", async () => {
     {}, // the daemon's own default
     { key: "k" },
   ]);
+});
+
+test("passwords: from a pipe to the last character, from --key, from a reader with keys, or none", async () => {
+  let pad = false;
+  let token_type = ContainerTokenType.SOFT;
+  using daemon = daemonWith((m, answer) => {
+    if (m.command === Command.CONTAINER_CMLD_HANDLES_PIN)
+      answer({ code: Code.CONTAINER_CMLD_HANDLES_PIN, container_cmld_handles_pin: pad });
+    else if (m.command === Command.GET_CONTAINER_CONFIG)
+      answer({
+        code: Code.CONTAINER_CONFIG,
+        container_uuids: [web.uuid],
+        container_configs: [{ name: "web", guest_os: "debian", color: 0, token_type }],
+      });
+    else answer({ code: Code.RESPONSE, response: Response.CONTAINER_START_OK });
+  });
+  const sent = async (args: string[], stdin = ""): Promise<unknown> => {
+    expect(await control(daemon, ["start", "web", ...args], Buffer.from(stdin))).toMatchObject({ exit: 0 });
+    const { container_start_params } = daemon.said.at(-1)!;
+    return container_start_params && { ...container_start_params }; // what was on the wire, without defaults
+  };
+  expect(await sent([], "no newline")).toEqual({ key: "no newline" });
+  expect(await sent([], "")).toEqual({ key: "" });
+  expect(await sent([], "gr\u00fc\u00df\nrest")).toEqual({ key: "gr\u00fc\u00df" });
+  expect(await sent([], "x".repeat(200))).toEqual({ key: "x".repeat(200) });
+  expect(await sent(["--key=k", "-s"])).toEqual({ key: "k", setup: true });
+  expect(await sent(["-kK"])).toEqual({ key: "K" });
+  expect(await sent(["--key="])).toEqual({ key: "" });
+  expect(await sent(["-k"])).toEqual({});
+  token_type = ContainerTokenType.NONE;
+  expect(await sent([])).toBeUndefined();
+  expect(await sent(["--setup"])).toEqual({ setup: true });
+  pad = true;
+  expect(await sent([])).toEqual({});
+  expect(await control(daemon, ["start", "web", "--key=k"])).toMatchObject({
+    stdout: "Please Enter your password via pin reader\ncode: RESPONSE\nresponse: CONTAINER_START_OK\n",
+    stderr: "control: start web: --key is ignored: the container has a pin reader\n",
+  });
 });
 
 test("start --explain prints the program and starts nothing", async () => {
