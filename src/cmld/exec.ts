@@ -418,6 +418,7 @@ class Running implements Session {
       if (gate) {
         using at = gate;
         await readable(at);
+        if (this.#gone.signal.aborted) throw new Error("the client is gone");
         if (attempt(read(at.n, mem(1))) === 1) {
           this.#terminal(child.pid, child.pidfd);
           now(signal(at.n));
@@ -467,7 +468,7 @@ class Running implements Session {
       if (n <= 0) return false; // EIO: nobody has the terminal any more
       left -= n;
       if (this.#result) this.#left -= n;
-      if (!this.client.output(shared.slice(0, n))) {
+      if (!this.#gone.signal.aborted && !this.client.output(shared.slice(0, n))) {
         this.#paused = true;
         this.#reading?.pause();
       }
@@ -579,7 +580,13 @@ class Running implements Session {
   hangup(): void {
     if (this.#gone.signal.aborted) return;
     this.#gone.abort();
-    this.#close(); // of a terminal: SIGHUP to its session's leader and foreground
+    if (this.request.pty)
+      this.#close(); // SIGHUP to its session's leader and foreground
+    else {
+      this.#waiting = [];
+      this.endInput();
+      this.resume(); // a shell that would die of a closed pipe could not run its trap: what it says is thrown away
+    }
     if (!this.#pidfd?.open) return;
     this.#signal(SIGHUP);
     this.#patience = setTimeout(() => this.#signal(SIGKILL), HANGUP_MS);
