@@ -316,14 +316,14 @@ test("a child that lives on is not waited for, and cannot hold the end up", asyn
 test("a frozen container: the client may go", async () => {
   await web.freeze();
   const waiting = sh("echo up", { pty: true });
-  await Bun.sleep(20); // it is in the kernel's hands
+  await Bun.sleep(20); // /proc tells nobody of a change // it is in the kernel's hands
   expect(waiting.over).toBe(false);
   await web.unfreeze();
   expect(await waiting.ended).toEqual({ status: 0 });
 
   await web.freeze();
   const given = sh("sleep 1000");
-  await Bun.sleep(20);
+  await Bun.sleep(20); // /proc tells nobody of a change
   given.session.hangup();
   await web.unfreeze();
   await nobody("sleep 1000");
