@@ -6,6 +6,7 @@ import { Fd } from "../sys/fd.ts";
 import { attachLoop, type Loop } from "../sys/loop.ts";
 import { mountAsFd } from "../sys/mounts.ts";
 import { now } from "../sys/now.ts";
+import { mountShifted, type Shifted, shift } from "./ownership.ts";
 
 const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
 
@@ -14,12 +15,21 @@ interface Shared {
   readonly loop: Loop;
   /** Keeps the superblock while no container uses it. */
   readonly kept: Fd;
+  /** Where ids cannot be mapped: the owners of its files for each range of ids, by its first. */
+  readonly shifts: Map<number, Promise<Shifted>>;
 }
 
 const shared = new Map<string, Shared>();
 
 /** A mount of the image at `path`, attached nowhere. The file is opened once per content: by device, inode, size, mtime. */
 export function sharedImage(path: string, type: string, data: string): Fd {
+  return mountOf(imageAt(path, type, data), type, data);
+}
+
+const mountOf = (image: Shared, type: string, data: string): Fd =>
+  mountAsFd(type, image.loop.path, withReadOnly(data), ATTRIBUTES);
+
+function imageAt(path: string, type: string, data: string): Shared {
   const s = statSync(path, { bigint: true });
   const identity = `${s.dev}:${s.ino}:${s.size}:${s.mtimeNs}:${type}:${data}`;
   let image = shared.get(path);
@@ -29,14 +39,46 @@ export function sharedImage(path: string, type: string, data: string): Fd {
     using file = new Fd(now(openat(-100, path, O_RDONLY)));
     const loop = attachLoop(file, true, path);
     try {
-      image = { identity, loop, kept: mountAsFd(type, loop.path, withReadOnly(data), ATTRIBUTES) };
+      image = {
+        identity,
+        loop,
+        kept: mountAsFd(type, loop.path, withReadOnly(data), ATTRIBUTES),
+        shifts: new Map(),
+      };
     } catch (e) {
       loop.fd.close();
       throw e;
     }
     shared.set(path, image);
   }
-  return mountAsFd(type, image.loop.path, withReadOnly(data), ATTRIBUTES);
+  return image;
+}
+
+/** As sharedImage(), with the owners of the files in the range that begins with `uidStart`. `top`: see mountShifted(). */
+export async function shiftedImage(
+  image: { readonly path: string; readonly type: string; readonly data: string },
+  range: { readonly uidStart: number; readonly stage: string; log(line: string): void },
+  top?: string,
+): Promise<Fd> {
+  const { path, type, data } = image;
+  const { uidStart, stage, log } = range;
+  const { shifts } = imageAt(path, type, data);
+  let made = shifts.get(uidStart);
+  if (!made) {
+    const began = performance.now();
+    using whole = sharedImage(path, type, data);
+    made = shift(whole, uidStart, stage);
+    shifts.set(uidStart, made);
+    try {
+      const { inodes } = await made;
+      const ms = (performance.now() - began).toFixed(0);
+      log(`${path}: ${type} cannot map ids here: owners of ${inodes} files shifted in ${ms} ms`);
+    } catch (e) {
+      shifts.delete(uidStart);
+      throw e;
+    }
+  }
+  return mountShifted(await made, uidStart, top);
 }
 
 const withReadOnly = (data: string): string => (data === "" ? "ro" : `ro,${data}`);
@@ -47,6 +89,7 @@ export function forgetImages(prefix: string): void {
     if (!path.startsWith(prefix)) continue;
     image.kept.close();
     image.loop.fd.close();
+    for (const made of image.shifts.values()) void made.then(({ layers }) => layers.close()).catch(() => {});
     shared.delete(path);
   }
 }

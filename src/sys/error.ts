@@ -20,8 +20,20 @@ export const {
   EBUSY,
   EEXIST,
 } = constants.errno;
-export const { ENODEV, ENOTDIR, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP, ENOTCONN, EPIPE, ENOBUFS, ELOOP, EXDEV } =
-  constants.errno;
+export const {
+  ENODATA,
+  ENODEV,
+  ENOTDIR,
+  EINVAL,
+  ENOSPC,
+  ENOSYS,
+  EOPNOTSUPP,
+  ENOTCONN,
+  EPIPE,
+  ENOBUFS,
+  ELOOP,
+  EXDEV,
+} = constants.errno;
 
 /** "ENOENT" for 2; "errno 999" for a number that has no name. */
 export const errnoName = (errno: number): string => NAMES.get(errno) ?? `errno ${errno}`;

@@ -2,6 +2,7 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
 import {
   existsSync,
+  linkSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -10,6 +11,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { volumesWith } from "../../src/cmld/modules/volumes.ts";
 import { chain } from "../../src/sys/error.ts";
 import {
   busyboxRoot,
@@ -365,6 +367,77 @@ test("an upper directory that is a link is refused", async () => {
       }),
     ).toMatch(/ELOOP/);
   expect(readdirSync(path)).toEqual([]);
+});
+
+// --- where the kernel cannot map the ids of an image ---------------------------------------------------------------
+
+test("an image whose ids cannot be mapped: owners, special bits and capabilities are right, in two ranges", async () => {
+  world.image(
+    "old",
+    (root) => {
+      busyboxRoot(root);
+      writeFileSync(join(root, "srv/big"), Buffer.alloc(1 << 20, "x"));
+      writeFileSync(join(root, "srv/su"), "");
+      writeFileSync(join(root, "srv/ping"), "");
+      writeFileSync(join(root, "srv/one"), "both\n");
+      linkSync(join(root, "srv/one"), join(root, "srv/two"));
+      Bun.spawnSync(["chmod", "4755", join(root, "srv/su"), join(root, "srv/ping")]);
+      Bun.spawnSync(["chown", "7:8", join(root, "srv/one"), join(root, "mnt")]);
+      Bun.spawnSync(["chown", "-h", "5:6", join(root, "bin/sh")]);
+      Bun.spawnSync(["setcap", "cap_net_raw+ep", join(root, "srv/ping")]);
+    },
+    "squashfs",
+  );
+  const unmapped = product().map((m) => (m.name === "volumes" ? volumesWith(async () => false) : m));
+  const old = { image_file: "old", fs_type: "squashfs" };
+  const look =
+    "stat -c '%n %u:%g %a' / /bin /bin/sh /srv/big /srv/su /srv/one /srv/two /mnt; cat /srv/one /srv/two; stat -c %s /srv/big; tail -c 3 /srv/big";
+  const seen =
+    "/ 0:0 755|/bin 0:0 755|/bin/sh 5:6 777|/srv/big 0:0 644|/srv/su 0:0 4755|/srv/one 7:8 644|/srv/two 7:8 644|/mnt 7:8 755|both|both|1048576|xxx";
+  const all = (said: string) => said.split("\n").join("|");
+  for (const uidStart of [UID_START, UID_START + 100_000])
+    for (const mount_type of [Type.SHARED, Type.SHARED_RW]) {
+      const mounts = [
+        { mount_point: "/", mount_type, ...old },
+        ...(mount_type === Type.SHARED_RW ? [ETC] : []),
+      ];
+      const { said, status } = await world.sh(look, { uidStart, mounts, modules: unmapped });
+      expect(all(said)).toBe(seen);
+      expect(status).toBe(0);
+    }
+  const write =
+    "echo new > /srv/big; cat /srv/big; mkdir /a; touch /a/f; stat -c %u:%g /a/f; echo e > /etc/e; cat /etc/e; rm /srv/one; ls /srv; mknod /null c 1 3";
+  const rw = { mounts: [{ mount_point: "/", mount_type: Type.SHARED_RW, ...old }, ETC], modules: unmapped };
+  expect(all((await world.sh(write, rw)).said)).toBe(
+    "new|0:0|e|big|file|ping|su|two|mknod: /null: Operation not permitted",
+  );
+  expect((await world.sh("stat -c %s /srv/big; ls /a", rw)).said).toMatch(/^1048576\nls: /); // forgotten
+  const shared = { mounts: [{ mount_point: "/", ...old }], modules: unmapped };
+  expect((await world.sh("touch /x", shared)).said).toContain("Read-only file system");
+  expect(world.log.filter((l) => l.includes("owners of")).length).toBe(2); // one pass for each range
+
+  // The capability is one of the container's root: getcap shows the id it is for.
+  const { said } = await world.sh("sleep 0; cat /proc/self/status", { ...shared });
+  expect(said).toContain("CapBnd");
+  const stay = new Said();
+  const c = world.container({
+    ...shared,
+    init: ["/bin/sh", "-c", "echo up; sleep 1000"],
+    modules: [...unmapped, stay.module],
+  });
+  await c.start({ setup: false });
+  await stay.line();
+  const cap = Bun.spawnSync(["getcap", "-n", `/proc/${c.pid}/root/srv/ping`]).stdout.toString();
+  expect(cap).toContain(`cap_net_raw=ep [rootid=${UID_START}]`);
+  await c.kill();
+  stay.close();
+});
+
+test("a squashfs image where the kernel maps its ids", async () => {
+  const { said } = await world.sh("stat -c %u /bin", {
+    mounts: [{ mount_point: "/", image_file: "old", fs_type: "squashfs" }],
+  });
+  expect(said).toBe("0");
 });
 
 test("the test's own world is what it says", () => {

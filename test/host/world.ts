@@ -49,6 +49,8 @@ const APPLETS = [
   "hostname",
   "readlink",
   "dd",
+  "tail",
+  "rm",
   "stat",
 ];
 

@@ -22,8 +22,9 @@ import { attachLoop } from "../../sys/loop.ts";
 import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
-import { sharedImage } from "../images.ts";
+import { sharedImage, shiftedImage } from "../images.ts";
 import { type Module, Slot, type Start } from "../module.ts";
+import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
 
 const T = GuestOSMount.Type;
@@ -63,11 +64,16 @@ interface Volume {
   readonly mount: Mount;
   /** An attached-nowhere mount from the parent; absent for a tmpfs, which the child makes. */
   readonly fd?: Fd;
+  /** Its files belong to the container's ids already: the mount needs no map. */
+  readonly shifted?: boolean;
+  /** SHARED_RW, and its writable layer is part of it already. */
+  readonly whole?: boolean;
   /** A descriptor number that is the child's to use for the overlay's layers: [lower, upper, work]. */
   readonly slots?: readonly [Fd, Fd, Fd];
 }
 
-interface Plan {
+/** What prepare() has opened. */
+export interface Plan {
   readonly volumes: readonly Volume[];
   readonly dev: Fd;
   /** /proc and /sys of a container without its own network namespace cannot be mounted by it. */
@@ -165,13 +171,37 @@ function sharedFile(s: Start, m: Mount): Fd {
   return fd;
 }
 
+type CanMap = (type: string, mount: Fd) => Promise<boolean>;
+
+/** An image of the GuestOS: mapped when the container's ids are known, or shifted where that can't be. */
+async function imageOf(s: Start, m: Mount, canMap: CanMap): Promise<Omit<Volume, "mount">> {
+  const image = { path: join(s.osDir, `${m.image_file}.img`), type: m.fs_type, data: m.mount_data };
+  {
+    using probe = sharedImage(image.path, image.type, image.data);
+    if (await canMap(m.fs_type, probe)) return { fd: sharedImage(image.path, image.type, image.data) };
+  }
+  const range = { uidStart: s.uidStart, stage: stage(s), log: s.log };
+  const whole = m.mount_type === T.SHARED_RW;
+  const top = whole ? tmpfsData(s, { ...m, mount_data: "" }) : undefined;
+  return { fd: await shiftedImage(image, range, top), shifted: true, whole };
+}
+
+async function volume(s: Start, m: Mount, canMap: CanMap): Promise<Omit<Volume, "mount">> {
+  if (
+    !isTmpfs(m) &&
+    (m.mount_type === T.SHARED || m.mount_type === T.SHARED_RW || m.mount_type === T.OVERLAY_RO)
+  )
+    return imageOf(s, m, canMap);
+  const fd = await volumeFd(s, m);
+  return fd ? { fd } : {};
+}
+
 async function volumeFd(s: Start, m: Mount): Promise<Fd | undefined> {
   switch (m.mount_type) {
     case T.SHARED:
     case T.SHARED_RW:
     case T.OVERLAY_RO:
-      if (isTmpfs(m)) return undefined;
-      return sharedImage(join(s.osDir, `${m.image_file}.img`), m.fs_type, m.mount_data);
+      return undefined; // a tmpfs
     case T.EMPTY:
     case T.OVERLAY_RW:
       return isTmpfs(m) ? undefined : ownVolume(s, m);
@@ -250,17 +280,19 @@ const attachAt = (path: string): Op[] => [
   sys.close(MNT),
 ];
 
-const tmpfsData = (s: Start, m: Mount): string => {
+type Tree = Pick<Start, "host" | "config">;
+
+const tmpfsData = (s: Tree, m: Mount): string => {
   const bounds = s.config.tmpfs_size > 0 ? `size=${s.config.tmpfs_size}m,nr_inodes=128k` : TMPFS_BOUNDS;
   return ["mode=0755", bounds, m.mount_data].filter(Boolean).join(",");
 };
 
 /** Everything in here and in layerSteps() is relative to the staging tmpfs, the working directory: what a container
  * reads in its mountinfo names nothing of the host. */
-function rootSteps(s: Start, plan: Plan): { steps: Op[]; root: string } {
+function rootSteps(s: Tree, plan: Plan): { steps: Op[]; root: string } {
   const steps: Op[] = [];
   let root = "";
-  plan.volumes.forEach(({ mount: m, fd }, i) => {
+  plan.volumes.forEach(({ mount: m, fd, whole }, i) => {
     if (!isRoot(m)) return;
     const here = `${i}`;
     const attach = (path: string): Op[] => [
@@ -269,7 +301,7 @@ function rootSteps(s: Start, plan: Plan): { steps: Op[]; root: string } {
         ? sys.moveMount(fd.n, sys.AT_FDCWD, path)
         : sys.mount("tmpfs", path, "tmpfs", sys.MS_NODEV, tmpfsData(s, m)),
     ];
-    if (!isOverlay(m)) {
+    if (!isOverlay(m) || whole) {
       steps.push(...attach(here));
       root = here;
       return;
@@ -320,7 +352,7 @@ const ownDirectory = (path: string): Op[] => [
 ];
 
 /** Layers of overlays that are not the root, attached to the staging tree while it can be named. */
-function layerSteps(s: Start, plan: Plan): Op[] {
+function layerSteps(s: Tree, plan: Plan): Op[] {
   return plan.volumes.flatMap(({ mount: m, fd, slots }, i) => {
     if (isRoot(m) || !slots) return [];
     const layer = `${i}.layer`;
@@ -414,7 +446,7 @@ function ownFileSystems(plan: Plan): Op[] {
   ];
 }
 
-function configuredMounts(s: Start, plan: Plan): Op[] {
+function configuredMounts(s: Tree, plan: Plan): Op[] {
   return plan.volumes.flatMap(({ mount: m, fd, slots }) => {
     if (isRoot(m)) return [];
     if (!slots) {
@@ -447,7 +479,41 @@ function configuredMounts(s: Start, plan: Plan): Op[] {
 /** Where core0 finds the executable; /usr/sbin/control is a link to it there. */
 const EXECUTABLE = "/usr/sbin/cml";
 
-export const volumes: Module = {
+/** The child's way from the host's tree to its own. */
+export function tree(s: Tree, plan: Plan): Op[] {
+  const { steps, root } = rootSteps(s, plan);
+  const cservice = plan.writableRoot || plan.hasCservice;
+  return [
+    sys.mount("none", "/", "none", sys.MS_REC | sys.MS_PRIVATE),
+    sys.openat(sys.AT_FDCWD, "/", sys.O_PATH | sys.O_DIRECTORY, 0, OLD),
+    sys.mount("tmpfs", stage(s), "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"),
+    sys.chdir(stage(s)),
+    ...steps,
+    ...layerSteps(s, plan),
+    ...(cservice ? helperSteps("cservice") : []),
+    sys.openat(sys.AT_FDCWD, root, sys.O_PATH | sys.O_DIRECTORY, 0, ROOT),
+    sys.fchdir(ROOT),
+    sys.chroot("."),
+    ...ownFileSystems(plan),
+    ...configuredMounts(s, plan),
+    ...(cservice
+      ? [...place(CSERVICE, SERVICE, plan.hasCservice ? undefined : "file"), sys.close(SERVICE)]
+      : []),
+    ...(plan.executable ? place(EXECUTABLE, plan.executable.n, plan.writableRoot ? "file" : undefined) : []),
+    sys.fchdir(OLD),
+    sys.chroot("."),
+    sys.fchdir(ROOT),
+    sys.pivotRoot(".", "."),
+    sys.umount2(".", sys.MNT_DETACH),
+    sys.close(OLD),
+    sys.close(ROOT),
+    sys.chdir("/"),
+    ...plan.volumes.flatMap(({ slots }) => (slots ?? []).map((slot) => sys.close(slot.n))),
+  ];
+}
+
+/** `canMap`: whether mounts of a file system can map ids. */
+export const volumesWith = (canMap: CanMap): Module => ({
   name: "volumes",
   namespaces: (s) => sys.CLONE_NEWNS | sys.CLONE_NEWPID | (s.config.netns ? sys.CLONE_NEWNET : 0n),
 
@@ -456,10 +522,11 @@ export const volumes: Module = {
     const spare = (): Fd => s.owned.use(new Fd(now(sys.fcntl(2, sys.F_DUPFD_CLOEXEC, 0))));
     for (const mount of wanted(s)) {
       try {
-        const fd = await volumeFd(s, mount);
-        if (fd) s.owned.use(fd);
-        const slots = isOverlay(mount) && !isRoot(mount) ? ([spare(), spare(), spare()] as const) : undefined;
-        list.push({ mount, ...(fd && { fd }), ...(slots && { slots }) });
+        const made = await volume(s, mount, canMap);
+        if (made.fd) s.owned.use(made.fd);
+        const stacked = isOverlay(mount) && !isRoot(mount) && !made.whole;
+        const slots = stacked ? ([spare(), spare(), spare()] as const) : undefined;
+        list.push({ mount, ...made, ...(slots && { slots }) });
       } catch (cause) {
         throw new Error(`volume ${mount.image_file} on ${mount.mount_point}`, { cause });
       }
@@ -502,8 +569,8 @@ export const volumes: Module = {
 
   attach(s, p) {
     using userns = new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${p.pid}/ns/user`, sys.O_RDONLY)));
-    for (const { mount, fd } of plans.need(s).volumes) {
-      if (!fd) continue;
+    for (const { mount, fd, shifted } of plans.need(s).volumes) {
+      if (!fd || shifted) continue;
       try {
         now(sys.mountSetattr(fd.n, sys.MOUNT_ATTR_IDMAP, 0, userns.n));
       } catch (cause) {
@@ -513,41 +580,10 @@ export const volumes: Module = {
     }
   },
 
-  child(s) {
-    const plan = plans.need(s);
-    const { steps, root } = rootSteps(s, plan);
-    const cservice = plan.writableRoot || plan.hasCservice;
-    return [
-      sys.mount("none", "/", "none", sys.MS_REC | sys.MS_PRIVATE),
-      sys.openat(sys.AT_FDCWD, "/", sys.O_PATH | sys.O_DIRECTORY, 0, OLD),
-      sys.mount("tmpfs", stage(s), "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"),
-      sys.chdir(stage(s)),
-      ...steps,
-      ...layerSteps(s, plan),
-      ...(cservice ? helperSteps("cservice") : []),
-      sys.openat(sys.AT_FDCWD, root, sys.O_PATH | sys.O_DIRECTORY, 0, ROOT),
-      sys.fchdir(ROOT),
-      sys.chroot("."),
-      ...ownFileSystems(plan),
-      ...configuredMounts(s, plan),
-      ...(cservice
-        ? [...place(CSERVICE, SERVICE, plan.hasCservice ? undefined : "file"), sys.close(SERVICE)]
-        : []),
-      ...(plan.executable
-        ? place(EXECUTABLE, plan.executable.n, plan.writableRoot ? "file" : undefined)
-        : []),
-      sys.fchdir(OLD),
-      sys.chroot("."),
-      sys.fchdir(ROOT),
-      sys.pivotRoot(".", "."),
-      sys.umount2(".", sys.MNT_DETACH),
-      sys.close(OLD),
-      sys.close(ROOT),
-      sys.chdir("/"),
-      ...plan.volumes.flatMap(({ slots }) => (slots ?? []).map((slot) => sys.close(slot.n))),
-    ];
-  },
-};
+  child: (s) => tree(s, plans.need(s)),
+});
+
+export const volumes = volumesWith(mapsIds);
 
 let helperBytes: Uint8Array | undefined;
 const helper = (): Uint8Array => {

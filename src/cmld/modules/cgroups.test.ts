@@ -1,0 +1,45 @@
+import { expect, test } from "bun:test";
+import type { Start } from "../module.ts";
+import { childGroupOf, limits } from "./cgroups.ts";
+
+const silent = {
+  ram_limit: 0,
+  swap_limit: 0,
+  assign_cpus: "",
+  cpu_weight: 0,
+  io_weight: 0,
+  pids_limit: 0,
+};
+const of = (
+  config: Partial<typeof silent>,
+  guestos = { def_ram_limit: 1024, def_ram_limit_written: false },
+) =>
+  limits({ config: { ...silent, ...config }, guestos } as unknown as Start).map(
+    ({ controller, file, value, field }) => `${controller} ${file}=${value}${field ? ` (${field})` : ""}`,
+  );
+
+test("defaults: processes are bounded, memory is not, a container out of memory ends as a whole", () => {
+  expect(of({})).toEqual(["memory memory.oom.group=1", "pids pids.max=4096"]);
+});
+
+test("the GuestOS' memory limit counts if it is written, the container's before it", () => {
+  const written = { def_ram_limit: 64, def_ram_limit_written: true };
+  expect(of({}, written)[0]).toBe("memory memory.max=67108864");
+  expect(of({ ram_limit: 32 }, written)[0]).toBe("memory memory.max=33554432 (ram_limit)");
+});
+
+test("what the configuration names carries the name of its field", () => {
+  expect(of({ swap_limit: 1, assign_cpus: "0-1", cpu_weight: 50, io_weight: 60, pids_limit: 7 })).toEqual([
+    "memory memory.swap.max=1048576 (swap_limit)",
+    "memory memory.oom.group=1",
+    "cpuset cpuset.cpus=0-1 (assign_cpus)",
+    "cpu cpu.weight=50 (cpu_weight)",
+    "io io.weight=60 (io_weight)",
+    "pids pids.max=7 (pids_limit)",
+  ]);
+});
+
+test("its processes live in a group below the one that has the limits", () => {
+  const s = { host: { cgroup: "/sys/fs/cgroup/cml" }, uuid: "1" } as unknown as Start;
+  expect(childGroupOf(s)).toBe("/sys/fs/cgroup/cml/1/child");
+});
