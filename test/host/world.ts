@@ -23,7 +23,6 @@ import { openHost } from "../../src/cmld/host.ts";
 import { forgetImages } from "../../src/cmld/images.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import type { Host, Module } from "../../src/cmld/module.ts";
-import { limits } from "../../src/cmld/modules/limits.ts";
 import { modules as all } from "../../src/cmld/modules.ts";
 import { dup3 } from "../../src/sys/calls.ts";
 import { delegate, make, remove } from "../../src/sys/cgroup.ts";
@@ -304,7 +303,7 @@ export function difference(before: readonly string[], after: readonly string[]):
 }
 
 /** What cmld gives a container, its own control socket aside. */
-export const product = (): Module[] => [...all, limits];
+export const product = (): Module[] => [...all];
 
 /** Mounts of every kind that needs something of the host. */
 export const FULL: Mounts = [
