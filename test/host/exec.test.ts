@@ -323,7 +323,7 @@ test("a frozen container: the client may go", async () => {
 
   await web.freeze();
   const given = sh("sleep 1000");
-  await Bun.sleep(20); // /proc tells nobody of a change
+  await Bun.sleep(20); // as above // /proc tells nobody of a change
   given.session.hangup();
   await web.unfreeze();
   await nobody("sleep 1000");
