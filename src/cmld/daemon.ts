@@ -297,8 +297,9 @@ export class Manager implements Daemon {
   get deviceUuid(): string | undefined {
     return this.#deviceUuid;
   }
+  /** In the order of their creation: as the store lists them, new ones at the end. */
   containers(): readonly Managed[] {
-    return [...this.#all.values()].sort((a, b) => a.created - b.created || (a.uuid < b.uuid ? -1 : 1));
+    return [...this.#all.values()];
   }
   container(uuid: string): Managed | undefined {
     return this.#all.get(uuid);

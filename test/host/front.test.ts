@@ -181,6 +181,31 @@ test("20 000 requests one after the other: nothing is lost, nothing grows", asyn
   expect(each).toBeLessThan(0.3);
 }, 60_000);
 
+test("a client that does not read stops the command that writes; its end ends the command", async () => {
+  const uuid = await cmld.create("writer");
+  const at = { container_uuids: [uuid] };
+  using c = await cmld.client();
+  expect(await c.say(Command.CONTAINER_START, at)).toBe("CONTAINER_START_OK");
+  const lazy = await cmld.client();
+  const script = "while :; do echo 0123456789012345678901234567890123456789; done";
+  lazy.send(Command.CONTAINER_EXEC_CMD, { ...at, exec_command: "sh", exec_args: ["sh", "-c", script] });
+  await lazy.next();
+  lazy.socket.pause();
+  const ledger = readFileSync(join(cmld.folder, "run/ledger", uuid), "utf8");
+  const group = `${/"path":"([^"]*cgroup[^"]*)"/.exec(ledger)![1]}/child/cmld-injected/cgroup.procs`;
+  const runs = () => existsSync(group) && readFileSync(group, "utf8") !== "";
+  const memory = () => Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${cmld.pid}/status`, "utf8"))![1]);
+  // Somebody who reads gets answers meanwhile; what is written meanwhile goes nowhere.
+  for (let i = 0; i < 200; i++) await c.ask(Command.LIST_CONTAINERS);
+  const before = memory();
+  for (let i = 0; i < 2000; i++) await c.ask(Command.LIST_CONTAINERS);
+  expect(memory() - before).toBeLessThan(20_000);
+  expect(runs()).toBeTrue();
+  lazy.socket.destroy();
+  while (runs()) await new Promise<void>((next) => setImmediate(next));
+  expect(await c.say(Command.REMOVE_CONTAINER, at)).toBe("CMD_OK");
+}, 30_000);
+
 // --- its own end ------------------------------------------------------------------------
 
 test("the control socket inside a container outlives cmld, and allows what a guest may", async () => {
