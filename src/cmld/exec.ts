@@ -360,9 +360,14 @@ class Running implements Session {
       const user = await this.#user();
       if (!this.#result && !this.#gone.signal.aborted) await this.#start(user);
     } catch (cause) {
-      const status = isErrno(cause, ENOENT) ? 127 : 126;
-      const error = `run ${this.request.argv[0]} in ${this.target.name}: ${chain(cause)}`;
-      this.#result ??= { status, error };
+      const command = this.request.argv[0]!;
+      const last = candidates(command, this.request.env).at(-1)!;
+      const missing = isErrno(cause, ENOENT);
+      const absent = missing && chain(cause).includes(`, ${JSON.stringify(last)}, `);
+      this.#result ??= {
+        status: missing ? 127 : 126,
+        error: absent ? `${command}: no such command` : chain(cause),
+      };
     }
     if (!this.#pidfd) return this.#finish();
     await ended(this.#pidfd);

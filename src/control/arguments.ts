@@ -157,6 +157,7 @@ export function parse<S extends Shape>(
     const here = rest[0]!;
     const argument = command.arguments[next];
     if (argument?.kind === "program") {
+      if (here === "--") rest.shift(); // as people write it for other programs
       for (const w of rest.splice(0)) given.add(argument.name, w);
     } else if (!onlyWords && here === "--") {
       onlyWords = true;

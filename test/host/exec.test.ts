@@ -152,7 +152,7 @@ test("users by name and number; nobody but root keeps a capability", async () =>
   expect(await said("echo x > /dev/stdout", { user: "web" })).toBe("x\n");
   expect(await sh("true", { user: "nobody" }).ended).toEqual({
     status: 126,
-    error: 'run /bin/sh in web: user "nobody": not in the container\'s /etc/passwd',
+    error: 'user "nobody": not in the container\'s /etc/passwd',
   });
 });
 
@@ -160,7 +160,14 @@ test("its end: status, signal, a command or a folder that is not there", async (
   expect(await sh("exit 42").ended).toEqual({ status: 42 });
   expect(await sh("kill -TERM $$").ended).toEqual({ signal: 15 });
   expect(await sh("kill -TERM $$", { pty: true }).ended).toEqual({ signal: 15 });
-  expect(await new Reader({ argv: ["no-such-command"] }).ended).toMatchObject({ status: 127 });
+  expect(await new Reader({ argv: ["no-such-command"] }).ended).toEqual({
+    status: 127,
+    error: "no-such-command: no such command",
+  });
+  expect(await new Reader({ argv: ["/bin/no-such"] }).ended).toEqual({
+    status: 127,
+    error: "/bin/no-such: no such command",
+  });
   expect(await new Reader({ argv: ["/etc/passwd"] }).ended).toMatchObject({ status: 126 });
   expect(await sh("true", { cwd: "/nowhere" }).ended).toMatchObject({ status: 127 });
   expect(await sh("true", { cwd: "/nowhere", pty: true }).ended).toMatchObject({ status: 127 });
@@ -184,6 +191,7 @@ test("a terminal of the container: size, resize, Ctrl-C, Ctrl-D", async () => {
   shell.session.resize(50, 120);
   await type("busybox stty size; tty\n", "50 120\r\n/dev/pts/");
   await type("echo x$((1+1)); sleep 1000; echo after\n", "x2\r\n");
+  await until(() => (running().includes("sleep 1000") ? [] : ["no sleep"])); // in the foreground by its execve
   await type("\x03", "$ ");
   await type("echo $?\n", "130\r\n");
   shell.session.endInput();
@@ -348,7 +356,7 @@ test("until its execve nobody in the container can look into the process", async
   expect(spy.bytes).toBeGreaterThan(1000);
   const seen = new Set(spy.text.match(/ -> .*/g)?.map((l) => l.slice(4).replace(/\d+/g, "N")));
   const own = // run/console/: where its init's words go
-    /^(\/|\/bin\/busybox|\/dev\/(null|pts\/N|pts\/ptmx)|pipe:\[N\]|\/proc(\/.*)?|.*\/run\/console\/[^/]+)$/;
+    /^(\/|\/bin\/busybox|\/dev\/(null|tty|pts\/N|pts\/ptmx)|pipe:\[N\]|\/proc(\/.*)?|.*\/run\/console\/[^/]+)$/;
   expect([...seen].filter((path) => !own.test(path))).toEqual([]);
 });
 
