@@ -95,6 +95,12 @@ $(foreach g,$(GUESTS),$(eval $(call GUEST,$(g))))
 licenses: image guests ## write out/licenses.json and docs/LICENSES.md: what is in the machine, and under which licence
 	$(BUN) initramfs/licenses.ts
 
+# --- hosted mode ---------------------------------------------------------------
+
+.PHONY: deb
+deb: $(OUT)/$(if $(filter $(HOST),$(ARCH)),,$(ARCH)/)cml ## build the Debian package of hosted mode in out/ (out/aarch64/ with ARCH=aarch64)
+	$(BUN) debian/build.ts $< $(ARCH)
+
 # --- checks and tests --------------------------------------------------------
 
 .PHONY: check
@@ -112,7 +118,7 @@ test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice 
 	$(BUN) test/run.ts unit
 
 .PHONY: test-host
-test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests ## real namespaces, mounts, cgroups and sockets on this machine (root)
+test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests deb ## real namespaces, mounts, cgroups and sockets on this machine (root)
 	$(BUN) test/run.ts host
 
 .PHONY: bench-protobuf

@@ -19,5 +19,11 @@ if (!load) {
   console.error(`cml: ${name}: not one of ${Object.keys(applets).join(" ")}`);
   process.exit(100);
 }
-const { main } = await load();
-process.exitCode = await main(args);
+try {
+  const { main } = await load();
+  process.exitCode = await main(args);
+} catch (e) {
+  const { chain } = await import("./sys/error.ts");
+  console.error(`${name}: ${chain(e)}`);
+  process.exitCode = 1;
+}

@@ -13,7 +13,7 @@ const BELOW: Record<string, readonly string[]> = {
   guestos: ["run", "sys", "lib"],
 };
 
-const sources = [...new Glob("{src,ffi,proto,initramfs,test}/**/*.ts").scanSync(".")].filter(
+const sources = [...new Glob("{src,ffi,proto,initramfs,debian,test}/**/*.ts").scanSync(".")].filter(
   (f) => !f.startsWith("proto/gen/"),
 );
 

@@ -12,22 +12,36 @@ export interface Places {
   readonly base: string;
   readonly run: string;
   readonly logs: string;
+  /** A group that somebody else has made for the containers, as /proc/self/cgroup would name it. */
+  readonly cgroup?: string;
   readonly device: DeviceConfig;
   readonly router: Host["router"];
   warn(line: string): void;
+}
+
+/** Make room in a group that was made for us: whoever keeps it there moves into one below. */
+function keep(top: string): void {
+  const processes = readFileSync(join(top, "cgroup.procs"), "utf8").split("\n").filter(Boolean);
+  if (processes.length === 0) return;
+  const keeper = join(top, "keeper");
+  make(keeper);
+  for (const pid of processes) writeFileSync(join(keeper, "cgroup.procs"), pid);
 }
 
 /** Prepare the control groups and the volatile folder. */
 export function openHost(places: Places): Host {
   const { mount, own } = where();
   // Processes may sit in the root group only; below it, a group has processes or hands controllers down, not both.
-  const top = join(mount, own === "/" ? "cml" : own.replace(/\/cmld$/, ""));
+  const top = join(mount, places.cgroup ?? (own === "/" ? "cml" : own.replace(/\/cmld$/, "")));
   const containers = join(top, "containers");
-  make(top);
-  if (own !== "/") {
+  if (places.cgroup !== undefined) keep(top);
+  else if (own !== "/") {
     make(join(top, "cmld"));
     writeFileSync(join(top, "cmld/cgroup.procs"), "0");
-  } else delegate(mount);
+  } else {
+    delegate(mount);
+    make(top);
+  }
   delegate(top);
   make(containers);
   delegate(containers);

@@ -35,6 +35,7 @@ the next cmld.
   --logs DIR         log files (default: /data/logs, /var/log/cml, or BASE/logs)
   --run DIR          volatile state (default: /run/cml)
   --socket PATH      control socket (default: /run/socket/cml-control)
+  --cgroup PATH      delegated group for the containers, seen from cgroup2's root (default: below cmld's own)
   --debug            log more
   -h, --help         print this
 `;
@@ -50,11 +51,12 @@ export interface Places {
   readonly logs: string;
   readonly run: string;
   readonly socket: string;
+  readonly cgroup?: string;
 }
 
 /** Where things lie: what the caller says, else what belongs to the kind of machine. */
 export function places(
-  given: { base?: string; config?: string; logs?: string; run?: string; socket?: string },
+  given: { base?: string; config?: string; logs?: string; run?: string; socket?: string; cgroup?: string },
   exists: (path: string) => boolean = existsSync,
 ): Places {
   const device = { base: "/data/cml", config: "/data/cml/device.conf", logs: "/data/logs" };
@@ -124,6 +126,7 @@ export async function main(args: string[]): Promise<number> {
       logs: { type: "string" },
       run: { type: "string" },
       socket: { type: "string" },
+      cgroup: { type: "string" },
       debug: { type: "boolean" },
       help: { type: "boolean", short: "h" },
     },
@@ -162,6 +165,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     base: at.base,
     run: at.run,
     logs: at.logs,
+    ...(at.cgroup !== undefined && { cgroup: at.cgroup }),
     device,
     router: () => manager.router(),
     warn: (line) => log.warn(line),

@@ -1,6 +1,6 @@
 // What whoever started us (systemd, or our own init) hands over and wants to hear: sockets that are open already
 // (sd_listen_fds(3)), "ready", and a sign of life (sd_notify(3)).
-import { AF_UNIX, O_CLOEXEC, SOCK_DGRAM, socket, unixAddress } from "./calls.ts";
+import { AF_UNIX, O_CLOEXEC, O_NONBLOCK, SOCK_DGRAM, socket, unixAddress } from "./calls.ts";
 import { EINVAL, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { attempt, now } from "./now.ts";
@@ -18,13 +18,15 @@ export function inherited(
   const found = new Map<string, Fd[]>();
   if (LISTEN_PID !== String(process.pid)) return found;
   const names = LISTEN_FDNAMES?.split(":") ?? [];
-  const FD_CLOEXEC = 1;
-  const [F_SETFD] = [2];
+  const [F_SETFD, F_GETFL, F_SETFL, FD_CLOEXEC] = [2, 3, 4, 1]; // asm-generic/fcntl.h
   for (let i = 0; i < Number(LISTEN_FDS ?? 0); i++) {
     const name = names[i] || "unknown";
     if (!wanted(name)) continue;
     const fd = new Fd(FIRST + i);
     now({ call: "fcntl", args: [fd.n, F_SETFD, FD_CLOEXEC] });
+    // systemd hands them over blocking, and one accept too many would stop everything.
+    const flags = now({ call: "fcntl", args: [fd.n, F_GETFL] });
+    now({ call: "fcntl", args: [fd.n, F_SETFL, flags | O_NONBLOCK] });
     found.set(name, [...(found.get(name) ?? []), fd]);
   }
   return found;
