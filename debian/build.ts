@@ -40,7 +40,9 @@ function run(argv: string[], env: Record<string, string> = {}): string {
 const named = (script: string): string => script.replaceAll("control list", `${CONTROL} list`);
 
 /** Path in the package → content, or the file that it is a copy of. */
-function files(executable: string): Record<string, { readonly text: string | Uint8Array } | { from: string }> {
+function files(
+  executable: string,
+): Record<string, { readonly text: string | Uint8Array } | { from: string }> {
   const own = (name: string) => ({ from: join(HERE, name) });
   // dpkg-policy: manual pages are compressed, without the name and date of what they were made of.
   const manual = Object.entries(pages()).map(([name, text]) => {
@@ -98,7 +100,9 @@ function date(tree: string, seconds: number): void {
 function build(executable: string, machine: string, out: string): string {
   const architecture = ARCHITECTURES[machine];
   if (!architecture) throw new Error(`${machine}: not one of ${Object.keys(ARCHITECTURES).join(" ")}`);
-  const seconds = Number(process.env.SOURCE_DATE_EPOCH ?? run(["git", "-C", HERE, "log", "-1", "--format=%ct"]));
+  const seconds = Number(
+    process.env.SOURCE_DATE_EPOCH ?? run(["git", "-C", HERE, "log", "-1", "--format=%ct"]),
+  );
   const tree = mkdtempSync(join(out, ".deb."));
   try {
     chmodSync(tree, 0o755);
