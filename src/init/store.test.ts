@@ -4,10 +4,19 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { StoreRequest } from "../../proto/gen/proto.js";
 import { openStore } from "../cmld/store.ts";
-import { AF_UNIX, bindUnix, listen, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
+import {
+  AF_UNIX,
+  bindUnix,
+  listen,
+  SOCK_DGRAM,
+  SOCK_NONBLOCK,
+  SOCK_SEQPACKET,
+  socket,
+} from "../sys/calls.ts";
 import { Fd, pipe } from "../sys/fd.ts";
 import { accepting } from "../sys/listen.ts";
 import { now } from "../sys/now.ts";
+import { type Received, receiveMessage } from "../sys/scm.ts";
 import { Store } from "./store.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "store-"));
@@ -85,4 +94,20 @@ test("answer() refuses what it does not understand, with a sentence", () => {
   expect(ask({ version: 1, command: 3, name: "init:store" })).toContain('name "init:store"');
   expect(ask({ version: 1, command: 1, name: "ok" })).toBe("ok: 0 descriptors, not one");
   expect(ask({ version: 1, command: 3, name: "nothing" })).toBe("nothing: not kept");
+});
+
+test("in hosted mode descriptors go to systemd, which is told to forget them, too", async () => {
+  const path = join(folder, "notify");
+  const listener = new Fd(now(socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)));
+  now(bindUnix(listener.n, path));
+  const p = pipe();
+  const store = await openStore({ NOTIFY_SOCKET: path }, console.error);
+  expect(store.names()).toEqual([]);
+  store.keep("web.pty", p.write);
+  const message = receiveMessage(listener, 256) as Received;
+  expect(Buffer.from(message.bytes).toString()).toBe("FDSTORE=1\nFDNAME=cml.web.pty\nFDPOLL=0\n");
+  expect(message.descriptors.length).toBe(1);
+  store.forget("web.pty");
+  const other = receiveMessage(listener, 256) as Received;
+  expect(Buffer.from(other.bytes).toString()).toBe("FDSTOREREMOVE=1\nFDNAME=cml.web.pty\n");
 });
