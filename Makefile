@@ -74,6 +74,31 @@ $(OUT)/cml: $(SOURCES) $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
 $(OUT)/aarch64/cml: $(SOURCES) $(OUT)/aarch64/run.so $(OUT)/aarch64/cservice $(OUT)/run.so $(OUT)/cservice proto/gen/proto.js
 	$(BUN) initramfs/cross.ts aarch64 $@ $(BUILD_FLAGS)
 
+# --- ramdisk, disk, machine --------------------------------------------------
+
+$(OUT)/kernel/vmlinuz: initramfs/kernel.sh $(OUT)/tools.ready
+	initramfs/kernel.sh $(OUT)/kernel
+
+INITRAMFS := initramfs/build.ts initramfs/manifest.ts initramfs/modules.ts initramfs/cpio.ts initramfs/libraries.ts \
+	$(shell find initramfs/files/etc -type f)
+
+$(OUT)/initramfs.cpio: $(OUT)/cml $(OUT)/x86_64/stage0 $(OUT)/kernel/vmlinuz $(INITRAMFS)
+	$(BUN) initramfs/build.ts
+
+$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/daemons.json
+	$(BUN) initramfs/build.ts --test
+
+.PHONY: image
+image: $(OUT)/$(if $(TEST),test/)initramfs.cpio ## build the ramdisk out/initramfs.cpio and list its files (TEST=1: with the test agent)
+	@$(if $(TEST),,cat $(OUT)/initramfs.files; echo "test agent: absent"; ls -l $<)
+
+$(OUT)/disk.img: initramfs/image.ts initramfs/seed.ts $(OUT)/guests/core0-1.conf $(OUT)/guests/debian-1.conf
+	$(BUN) initramfs/image.ts $@ 2048
+
+.PHONY: run
+run: $(OUT)/initramfs.cpio $(OUT)/disk.img ## boot the machine in QEMU with core0's console here (Ctrl-A x leaves it)
+	$(BUN) initramfs/run.ts
+
 .PHONY: man
 man: node_modules/.ready proto/gen/proto.js ## write the manual pages in out/man/
 	$(BUN) src/man.ts $(OUT)/man
@@ -110,7 +135,7 @@ check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## f
 	$(BUN) test test/style.test.ts
 
 .PHONY: test
-test: check $(OUT)/cml $(OUT)/aarch64/cservice guests deb # everything above and below, at counts that fit CI (35 minutes)
+test: check $(OUT)/test/initramfs.cpio $(OUT)/aarch64/cservice guests deb ## everything above and below, at counts that fit CI (35 minutes)
 	$(BUN) test/run.ts unit host machine
 
 .PHONY: test-unit
@@ -137,6 +162,10 @@ soak-crash: $(OUT)/cml guests ## cmld and PID 1 killed again and again: nothing 
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
 soak-fuzz: $(OUT)/cml guests ## 60 s of broken bytes for each parser, fixed seed
 	CML_SOAK=1 $(BUN) test/run.ts fuzz
+
+.PHONY: test-machine
+test-machine: $(OUT)/test/initramfs.cpio guests ## boot the real ramdisk in QEMU and look at it
+	$(BUN) test/run.ts machine
 
 .PHONY: clean
 clean: ## remove everything that was built (not node_modules)

@@ -12,7 +12,7 @@ export interface Machine {
   readonly memory?: number;
   /** Disk images, written to: /dev/vda, /dev/vdb … */
   readonly disks?: readonly string[];
-  /** More for the kernel's command line. */
+  /** For the kernel's command line, in place of "quiet". */
   readonly append?: string;
   /** More arguments for QEMU. */
   readonly more?: readonly string[];
@@ -27,7 +27,7 @@ export const base = (m: Machine): string[] => [
   ...["-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", String(m.memory ?? 512)],
   ...["-nodefaults", "-display", "none", ...(m.reboots ? [] : ["-no-reboot"])],
   ...["-kernel", m.kernel ?? "out/kernel/vmlinuz", "-initrd", m.initramfs ?? "out/test/initramfs.cpio"],
-  ...["-append", `console=ttyS0 quiet ${m.append ?? ""}`.trim()],
+  ...["-append", `console=ttyS0 ${m.append ?? "quiet"}`],
   ...["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"],
   ...(m.disks ?? []).flatMap((file) => ["-drive", `if=virtio,format=raw,file=${file}`]),
   ...(m.more ?? []),
