@@ -63,7 +63,7 @@ const FILE_SYSTEM = ["crc32c_generic", "ext4"];
 const E2FSCK_UNCORRECTED = 4; // e2fsck(8): 1 and 2 mean repaired
 const NOTIFY_MAX = 4096;
 /** How long the disk may take to appear: a slow USB disk needs about 10 s. */
-const DISK_MS = 60_000;
+const DISK_MS = 30_000;
 /** Time to read why, before the machine starts again. */
 const FAILED_MS = 10_000;
 /** Crashes of init within a minute, after which starting it again is no help. */
