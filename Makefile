@@ -122,6 +122,10 @@ licenses: image guests ## write out/licenses.json and docs/LICENSES.md: what is 
 
 # --- hosted mode ---------------------------------------------------------------
 
+.PHONY: hosted
+hosted: $(OUT)/cml $(OUT)/guests/busybox-1.conf ## run cmld on this machine, in the foreground, with a demo container (root)
+	@$(BUN) initramfs/hosted.ts
+
 .PHONY: deb
 deb: $(OUT)/$(if $(filter $(HOST),$(ARCH)),,$(ARCH)/)cml ## build the Debian package of hosted mode in out/ (out/aarch64/ with ARCH=aarch64)
 	$(BUN) debian/build.ts $< $(ARCH)
