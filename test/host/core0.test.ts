@@ -5,14 +5,18 @@ import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { checkDevice } from "../../src/cmld/config.ts";
+import { control } from "../../src/cmld/control.ts";
 import { type End, LOG_NAME, Manager } from "../../src/cmld/daemon.ts";
 import { openHost } from "../../src/cmld/host.ts";
+import { doorway } from "../../src/cmld/modules/doorway.ts";
 import { modules } from "../../src/cmld/modules.ts";
+import { serve, TRUSTED } from "../../src/cmld/socket.ts";
 import type { State } from "../../src/cmld/state.ts";
 import { C0 } from "../../src/lib/uuid.ts";
 import { delegate, make, remove } from "../../src/sys/cgroup.ts";
+import type { Fd } from "../../src/sys/fd.ts";
 import { Journal } from "../../src/sys/journal.ts";
-import { installBusybox } from "./daemon.ts";
+import { Client, Command, installBusybox } from "./daemon.ts";
 
 const WEB = "11111111-2222-4333-8444-555555555555";
 const IDLE = "11111111-2222-4333-8444-666666666666";
@@ -45,10 +49,13 @@ async function device(core0 = true) {
   delegate(cgroup);
   cleanup.push(() => remove(cgroup));
   const { promise: ended, resolve: end } = Promise.withResolvers<End>();
-  const manager = new Manager({
+  let manager: Manager;
+  const open = (listening: Fd, privileged: boolean) =>
+    serve(listening, control(manager, privileged, TRUSTED));
+  manager = new Manager({
     host: { ...machine, cgroup },
     device: config,
-    modules: modules.filter((m) => m.name !== "network"),
+    modules: [...modules.filter((m) => m.name !== "network"), doorway(open)],
     store: { keep() {}, kept: () => undefined, names: () => [], forget() {}, exitOf: async () => undefined },
     log,
     exec: () => {
@@ -92,6 +99,15 @@ test("core0 comes first, then those that want it; its end is the end of all", as
   expect(d.states.filter((s) => s.endsWith("RUNNING"))).toEqual(["core0 RUNNING", "web RUNNING"]);
   expect(d.manager.container(IDLE)!.state).toBe("STOPPED");
   expect(d.manager.router()).toMatchObject({ uidStart: d.manager.container(C0)!.uidStart });
+  // It talks to us from inside, and may do everything but end itself so.
+  using c = await Client.to(`/proc/${d.manager.container(C0)!.pid}/root/run/socket/cml-control`);
+  expect(await c.say(Command.LIST_CONTAINERS)).toBe("CONTAINERS_LIST");
+  for (const [command, words] of [
+    [Command.CONTAINER_START, "CMD_UNSUPPORTED: core0 cannot be started"],
+    [Command.CONTAINER_STOP, "CMD_UNSUPPORTED: core0 cannot be stopped"],
+    [Command.REMOVE_CONTAINER, "CMD_FAILED: core0 cannot be removed"],
+  ] as const)
+    expect(await c.say(command, { container_uuids: [C0] })).toBe(words);
   await expect(d.manager.wipe(d.manager.container(C0)!)).rejects.toThrow("core0 runs");
 
   await d.manager.container(C0)!.kill();

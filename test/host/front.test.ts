@@ -5,9 +5,9 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ContainerState } from "../../proto/gen/proto.js";
+import { CmldToServiceMessage, ContainerState, ServiceToCmldMessage } from "../../proto/gen/proto.js";
 import { Store } from "../../src/init/store.ts";
-import { FRAME_MAX, frame } from "../../src/lib/frame.ts";
+import { FRAME_MAX, frame, Unframer } from "../../src/lib/frame.ts";
 import { AF_UNIX, bindUnix, listen, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../../src/sys/calls.ts";
 import { Fd } from "../../src/sys/fd.ts";
 import { accepting, bindAt } from "../../src/sys/listen.ts";
@@ -203,6 +203,57 @@ test("a client that does not read stops the command that writes; its end ends th
   expect(runs()).toBeTrue();
   lazy.socket.destroy();
   while (runs()) await new Promise<void>((next) => setImmediate(next));
+  expect(await c.say(Command.REMOVE_CONTAINER, at)).toBe("CMD_OK");
+}, 30_000);
+
+test("the service socket: many clients, half a message, words out of turn", async () => {
+  const uuid = await cmld.create("service");
+  const at = { container_uuids: [uuid] };
+  using c = await cmld.client();
+  expect(await c.say(Command.CONTAINER_START, at)).toBe("CONTAINER_START_OK");
+  const pid = /"pid":(\d+)/.exec(readFileSync(join(cmld.folder, "run/ledger", uuid), "utf8"))![1];
+  const path = `/proc/${pid}/root/run/socket/cml-service`;
+  const dial = async () => {
+    const s = connect({ path }).resume();
+    s.on("error", () => {});
+    const gone = new Promise<void>((resolve) => s.on("close", () => resolve()));
+    await Promise.race([gone, new Promise<void>((resolve) => s.on("connect", resolve))]);
+    return Object.assign(s, { gone });
+  };
+  const { Code: Ask } = ServiceToCmldMessage;
+  const say = (s: Socket, code: number) => s.write(frame(ServiceToCmldMessage.encode({ code })));
+  /** Undefined: it hung up. */
+  const name = (s: Socket): Promise<string | undefined> =>
+    new Promise((resolve) => {
+      const unframer = new Unframer();
+      s.on("data", (chunk: Buffer) => {
+        for (const m of unframer.push(chunk)) resolve(CmldToServiceMessage.decode(m).container_cfg_name);
+      });
+      s.on("close", () => resolve(undefined));
+      if (s.destroyed) resolve(undefined);
+      else say(s, Ask.CONTAINER_CFG_NAME_REQ);
+    });
+  const clients: Socket[] = [];
+  for (let i = 0; i < 31; i++) {
+    const s = await dial();
+    s.write(Uint8Array.from([0])); // and no more
+    clients.push(s);
+  }
+  const last = await dial();
+  expect(await name(last)).toBe("service");
+  const refused = await dial(); // one too many
+  await refused.gone;
+  for (const s of clients) s.destroy();
+  last.destroy();
+  // Booted is said once; to a container that is frozen or stops it means nothing.
+  await c.say(Command.CONTAINER_FREEZE, at);
+  const loud = await dial();
+  say(loud, Ask.BOOT_COMPLETED);
+  expect(await name(loud)).toBe("service");
+  expect(await status(c, uuid)).toBe("FROZEN");
+  const large = await dial();
+  large.write(Uint8Array.from([0, 0x20, 0, 0]));
+  await large.gone;
   expect(await c.say(Command.REMOVE_CONTAINER, at)).toBe("CMD_OK");
 }, 30_000);
 
