@@ -6,7 +6,7 @@
 // What is in core0's network namespace can be changed by root of core0. The table in our own namespace can't.
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { aside, linksUp, netlinkIn, netnsOf, sysctlIn } from "../run/netns.ts";
+import { aside, Carriers, netlinkIn, netnsOf, sysctlIn, type Where } from "../run/netns.ts";
 import { chain, ENODEV } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
 import {
@@ -20,6 +20,7 @@ import {
   getLink,
   ipLink,
   type Link,
+  linkExists,
   linkOf,
   links,
   moveLink,
@@ -27,7 +28,13 @@ import {
   upLink,
   withoutIpv6,
 } from "../sys/link.ts";
-import { type Message, NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, Netlink } from "../sys/netlink.ts";
+import {
+  type Message,
+  NETLINK_GENERIC,
+  NETLINK_NETFILTER,
+  NETLINK_ROUTE,
+  type Netlink,
+} from "../sys/netlink.ts";
 import {
   accept,
   ctDnat,
@@ -85,13 +92,13 @@ export interface Nic {
  * it is released last. */
 export type NetworkResource = { readonly kind: "network"; readonly uuid: string } | Veth | Nic;
 
-/** Sockets of one network namespace. */
+/** A network namespace with our rules in it. */
 interface Place extends Disposable {
   readonly netns: Fd;
+  /** What opens sockets there. */
+  readonly where: Where;
   readonly route: Netlink;
   readonly filter: Netlink;
-  /** A further socket like `route`, for what takes its time. */
-  fresh(): Netlink;
   /** Our rules are there. */
   ruled: boolean;
 }
@@ -107,6 +114,8 @@ interface Guest {
   /** core0's namespace as a router. */
   readonly place: Place | undefined;
   readonly veths: readonly Veth[];
+  /** We have made its links. */
+  made: boolean;
   nics: Nic[];
   readonly owned: Owned;
   log(line: string): void;
@@ -121,32 +130,32 @@ const subnets = new Map<number, string>();
 const guests = new Map<string, Guest>();
 let ours: Place | undefined;
 
-const place = (netns: Fd, route: Netlink, filter: Netlink, fresh: () => Netlink): Place => ({
-  netns,
-  route,
-  filter,
-  fresh,
-  ruled: false,
-  [Symbol.dispose]() {
-    route[Symbol.dispose]();
-    filter[Symbol.dispose]();
-  },
-});
-const routeIn = (netns: Fd): Netlink => netlinkIn(netns, NETLINK_ROUTE)[0]!;
-function placeIn(netns: Fd): Place {
-  const [route, filter] = netlinkIn(netns, NETLINK_ROUTE, NETLINK_NETFILTER);
-  return place(netns, route!, filter!, () => routeIn(netns));
+function place(netns: Fd, where: Where): Place {
+  const [route, filter] = netlinkIn(where, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
+  return {
+    ...{ netns, where, route, filter, ruled: false },
+    [Symbol.dispose]() {
+      route[Symbol.dispose]();
+      filter[Symbol.dispose]();
+    },
+  };
 }
 const here = (): Place => {
-  const open = (): Netlink => Netlink.open(NETLINK_ROUTE);
-  ours ??= place(netnsOf("self"), open(), Netlink.open(NETLINK_NETFILTER), open);
+  ours ??= place(netnsOf("self"), undefined);
   return ours;
 };
+/** A socket of its own for what is done aside. */
+const routeIn = (where: Where): Netlink => netlinkIn(where, NETLINK_ROUTE)[0]!;
 const core0 = (): Guest | undefined => [...guests.values()].find((g) => g.isC0);
 /** Where the other ends of a container's links belong; undefined while core0 is down. */
 const routerOf = (g: { isC0: boolean; hosted: boolean }): Place | undefined =>
   g.isC0 || g.hosted ? here() : core0()?.place;
 
+/** The indexes of a pair's ends, each in its namespace: chosen by us, so that all of connect() is known beforehand;
+ * far from the small numbers that the kernel gives. They differ: only then does the kernel's link watcher take note of
+ * the carrier at once, else within a second (linkwatch_urgent_event() of Linux). */
+const outerIndex = (v: Veth): number => 20_000 + v.subnet;
+const innerIndex = (v: Veth): number => 10_000 + v.subnet;
 const gateway = (v: Veth): string => `172.23.${v.subnet}.1`;
 const guestAddress = (v: Veth): string => `172.23.${v.subnet}.2`;
 
@@ -170,7 +179,7 @@ function checkName(name: string): string {
 }
 
 function freeSubnet(): number {
-  for (let i = 0; i < SUBNETS; i++) if (!subnets.has(i) && !existsSync(`/sys/class/net/r_${i}`)) return i;
+  for (let i = 0; i < SUBNETS; i++) if (!subnets.has(i) && !linkExists(`r_${i}`)) return i;
   throw new Error(`all ${SUBNETS} subnets are in use`);
 }
 
@@ -349,7 +358,7 @@ function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
   const netns = netnsOf(pid);
   let router: Place | undefined;
   try {
-    if (s.isC0) router = placeIn(netns);
+    if (s.isC0) router = place(netns, netns);
   } catch (e) {
     netns.close();
     throw e;
@@ -363,6 +372,7 @@ function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
     netns,
     place: router,
     veths,
+    made: false,
     nics: [],
     owned,
     log,
@@ -378,44 +388,49 @@ function inNetns<T>(g: Guest, use: (n: Netlink) => T): T {
   return use(n);
 }
 
-/** Make the container's links. The router's side is complete before the container's: when the container runs, its
- * gateway answers. */
+/** Make the container's links. The router's side is complete before the container's, and we wait until it can send:
+ * when the container runs, its gateway answers. */
 async function connect(g: Guest): Promise<void> {
   const router = routerOf(g);
   if (!router) return; // routerChanged() comes back to it
-  using opened = g.place ? undefined : routeIn(g.netns);
-  const inside = (g.place?.route ?? opened)!;
-  const made = router.route
-    .do(
-      g.veths.flatMap((v) => [
-        addVeth(
-          { name: v.name, group: GROUP },
-          { name: v.inside, netns: g.netns.n, mac: v.mac, ...(g.isC0 && { group: GROUP }) },
-        ),
-        getLink(v.name),
-      ]),
-    )
-    .map(linkOf);
-  const pairs = g.veths.flatMap((v, i) => (v.configure ? [[v, made[i]!] as const] : []));
+  using route = routeIn(router.where);
+  using inside = routeIn(g.netns);
+  using carriers = new Carriers(router.where);
   const ipv6 = existsSync("/proc/sys/net/ipv6");
-  router.route.do(
-    pairs.flatMap(([v, end]) => [
-      ...(ipv6 ? [withoutIpv6(end.index)] : []),
-      addAddress(end.index, gateway(v), 24),
-      upLink(end.index),
-    ]),
+  const usable = g.veths.filter((v) => v.configure);
+  const first = g.veths[0]?.configure ? g.veths[0] : undefined;
+  const group = g.isC0 ? { group: GROUP } : {}; // both ends of core0's link are in a router
+  const [, , there] = await aside(
+    {
+      on: route,
+      messages: [
+        ...g.veths.map((v) =>
+          addVeth(
+            { name: v.name, index: outerIndex(v), group: GROUP },
+            { name: v.inside, index: innerIndex(v), netns: g.netns.n, mac: v.mac, ...group },
+          ),
+        ),
+        ...usable.flatMap((v) => [
+          ...(ipv6 ? [withoutIpv6(outerIndex(v))] : []),
+          addAddress(outerIndex(v), gateway(v), 24),
+          upLink(outerIndex(v)),
+        ]),
+        ...(first && g.isC0 ? [defaultRoute(outerIndex(first), guestAddress(first))] : []),
+      ],
+    },
+    {
+      on: inside,
+      messages: [
+        ...usable.flatMap((v) => [addAddress(innerIndex(v), guestAddress(v), 24), upLink(innerIndex(v))]),
+        ...(first && !g.isC0 ? [defaultRoute(innerIndex(first), gateway(first))] : []),
+      ],
+    },
+    { on: route, messages: usable.map((v) => getLink(outerIndex(v))) }, // asking makes Linux 6.8 and later take note
+    { on: inside, messages: usable.map((v) => getLink(innerIndex(v))) },
   );
-  const first = pairs.find(([v]) => v === g.veths[0]);
-  inside.do([
-    ...pairs.flatMap(([v, end]) => [addAddress(end.peer!, guestAddress(v), 24), upLink(end.peer!)]),
-    ...(first && !g.isC0 ? [defaultRoute(first[1].peer!, gateway(first[0]))] : []),
-  ]);
-  if (first && g.isC0) router.route.do([defaultRoute(first[1].index, guestAddress(first[0]))]);
-  await linksUp(
-    router.netns,
-    router.route,
-    pairs.map(([, end]) => end.index),
-  );
+  g.made = true;
+  carriers.note(there!.map(linkOf));
+  await carriers.ready(usable.map(outerIndex));
 }
 
 /** core0 is up (again): connect the containers that have no links, whose other ends went with the old core0. */
@@ -438,12 +453,8 @@ export async function routerChanged(): Promise<void> {
 async function disconnect(g: Guest): Promise<void> {
   using inside = routeIn(g.netns);
   const stale = links(inside).filter((l) => l.kind === "veth" && g.veths.some((v) => v.inside === l.name));
-  if (stale.length > 0)
-    await aside(
-      routeIn(g.netns),
-      stale.map((l) => deleteLink(l.index)),
-      ENODEV,
-    );
+  if (stale.length === 0) return;
+  await aside({ on: inside, messages: stale.map((l) => deleteLink(l.index)), tolerate: [ENODEV] });
 }
 
 // --- links that were there before us -------------------------------------------
@@ -488,16 +499,16 @@ async function lend(g: Guest, from: Place, l: Link, name: string): Promise<void>
 /** Into another namespace, down and under our name for it. */
 async function move(from: Place, l: Link, nic: Nic, to: Fd): Promise<void> {
   const clean: Message[] = l.altnames.length > 0 ? [deleteAltnames(l.index, l.altnames)] : [];
+  using route = routeIn(from.where);
   if (nic.wiphy === undefined) {
-    await aside(from.fresh(), [downLink(l.index), ...clean, moveLink(l.index, to.n, nic.name)]);
+    const messages = [downLink(l.index), ...clean, moveLink(l.index, to.n, nic.name)];
+    await aside({ on: route, messages });
     return;
   }
-  await aside(from.fresh(), [downLink(l.index), ...clean, renameLink(l.index, nic.name)]);
-  using failed = new DisposableStack();
-  const generic = failed.use(netlinkIn(from.netns, NETLINK_GENERIC)[0]!);
-  const message = moveRadio(generic, nic.wiphy, to.n);
-  failed.move();
-  await aside(generic, [message]);
+  await aside({ on: route, messages: [downLink(l.index), ...clean, renameLink(l.index, nic.name)] });
+  const [socket] = netlinkIn(from.where, NETLINK_GENERIC);
+  using generic = socket!;
+  await aside({ on: generic, messages: [moveRadio(generic, nic.wiphy, to.n)] });
 }
 
 /** Give `g` the link that is called so or has that address, from us or from core0. False: there is none. */
@@ -533,7 +544,7 @@ async function fetchBack(nic: Nic): Promise<void> {
     g.nics = g.nics.filter((n) => n !== mine);
     const c0 = core0();
     const heir = c0 && c0 !== g && nic.parent !== "" ? c0 : undefined;
-    using opened = g.place ? undefined : placeIn(g.netns);
+    using opened = g.place ? undefined : place(g.netns, g.netns);
     const from = (g.place ?? opened)!;
     const l = links(from.route).find((o) => isNic(o, nic));
     if (l) {
@@ -545,7 +556,8 @@ async function fetchBack(nic: Nic): Promise<void> {
   // Its namespace is gone: the kernel has put hardware back to us, perhaps under another name.
   const l = links(here().route).find((o) => isNic(o, nic));
   if (!l || l.name === nic.name) return;
-  await aside(here().fresh(), [downLink(l.index), renameLink(l.index, nic.name)]);
+  using route = routeIn(undefined);
+  await aside({ on: route, messages: [downLink(l.index), renameLink(l.index, nic.name)] });
 }
 
 /** Give a running container a link by its name or address. */
@@ -585,10 +597,14 @@ export function interfaceTable(uuid: string): { link: Link; addresses: string[] 
 
 // --- release -------------------------------------------------------------------
 
-/** Delete our end `name` in one namespace: only a link of our group is ours. */
-async function deleteOurs(p: Place, name: string): Promise<void> {
-  const [reply] = p.route.do([getLink(name)], ENODEV);
-  if (reply && linkOf(reply).group === GROUP) await aside(p.fresh(), [deleteLink(name)], ENODEV);
+/** Delete our end in one namespace: only a link of our group is ours, unless we know that we made it. */
+async function deleteOurs(where: Where, v: Veth, made: boolean): Promise<void> {
+  using route = routeIn(where);
+  if (!made) {
+    const [answers] = await aside({ on: route, messages: [getLink(v.name)], tolerate: [ENODEV] });
+    if (!answers?.[0] || linkOf(answers[0]).group !== GROUP) return;
+  }
+  await aside({ on: route, messages: [deleteLink(v.name)], tolerate: [ENODEV] });
 }
 
 /** How the ledger releases what is ours. */
@@ -601,9 +617,14 @@ export const networkReleases = {
     g.netns.close();
   },
   async veth(r: Veth): Promise<void> {
-    const c0 = core0();
-    // With core0 gone, its ends are gone too.
-    for (const p of [here(), ...(c0?.place ? [c0.place] : [])]) await deleteOurs(p, r.name);
+    const g = guests.get(subnets.get(r.subnet) ?? "");
+    const router = g?.made ? routerOf(g) : undefined;
+    if (router) await deleteOurs(router.where, r, true);
+    else if (!g?.made) {
+      await deleteOurs(undefined, r, false);
+      const c0 = core0();
+      if (c0 && c0 !== g) await deleteOurs(c0.netns, r, false);
+    } // else core0 is gone, and its ends with it
     subnets.delete(r.subnet);
   },
   nic: fetchBack,

@@ -1,7 +1,8 @@
 // Network links, addresses and routes as netlink messages (rtnetlink(7)), and as `ip link` prints them. Every
 // function describes one message; Netlink.do() sends several at once.
 import { close, ioctl, SOCK_DGRAM, socket } from "./calls.ts";
-import { Struct } from "./mem.ts";
+import { Fd } from "./fd.ts";
+import { lasting, Struct } from "./mem.ts";
 import {
   type Attribute,
   attributeList,
@@ -17,6 +18,7 @@ import {
   textOf,
   u32,
 } from "./netlink.ts";
+import { attempt, now } from "./now.ts";
 import type { Op, Reg } from "./op.ts";
 
 // linux/rtnetlink.h
@@ -177,6 +179,8 @@ export interface VethEnd {
   readonly mac?: string;
   /** Device group: rules can match it (nft iifgroup). */
   readonly group?: number;
+  /** Its index, if the caller chooses it: for both ends or for none. */
+  readonly index?: number;
 }
 const endAttributes = (e: VethEnd): Attribute[] => [
   ...(e.netns === undefined ? [] : [[IFLA_NET_NS_FD, u32(e.netns)] as const]),
@@ -189,9 +193,10 @@ export const addVeth = (end: VethEnd, peer: VethEnd): Message =>
   linkMessage(
     RTM_NEWLINK,
     NLM_F_CREATE | NLM_F_EXCL,
-    end.name,
+    end.index ?? 0,
     undefined,
     [
+      [IFLA_IFNAME, end.name],
       ...endAttributes(end),
       [
         IFLA_LINKINFO,
@@ -199,7 +204,12 @@ export const addVeth = (end: VethEnd, peer: VethEnd): Message =>
           [IFLA_INFO_KIND, "veth"],
           [
             IFLA_INFO_DATA,
-            [[VETH_INFO_PEER, body(ifinfomsg(0), [[IFLA_IFNAME, peer.name], ...endAttributes(peer)])]],
+            [
+              [
+                VETH_INFO_PEER,
+                body(ifinfomsg(peer.index ?? 0), [[IFLA_IFNAME, peer.name], ...endAttributes(peer)]),
+              ],
+            ],
           ],
         ],
       ],
@@ -220,6 +230,14 @@ export const addLink = (name: string, kind: string): Message =>
 
 export const deleteLink = (which: Which): Message =>
   linkMessage(RTM_DELLINK, 0, which, undefined, [], `link delete ${which}`);
+
+/** Is there a link of this name in our network namespace? netdevice(7): takes no lock, unlike rtnetlink. */
+export function linkExists(name: string): boolean {
+  const SIOCGIFINDEX = 0x8933; // linux/sockios.h
+  using any = new Fd(now(socket(AF_INET, SOCK_DGRAM)));
+  const ifreq = lasting(Buffer.concat([Buffer.from(name), Buffer.alloc(40)], 40));
+  return attempt(ioctl(any.n, SIOCGIFINDEX, ifreq)) >= 0;
+}
 
 /** Set lo up in the caller's network namespace, for a child that has no netlink: netdevice(7). */
 export function raiseLoopback(save: Reg): Op[] {

@@ -3,12 +3,22 @@
 // answers are read at once and nothing here waits: about 10 µs a request that reads, measured; what a request
 // costs beyond that is the kernel's own work. Only the kernel's datagrams count: whoever is root in the network
 // namespace of a socket can send to it, too.
-import { AF_NETLINK, MSG_DONTWAIT, recvfrom, SOCK_RAW, sendto, setsockopt, socket } from "./calls.ts";
+import {
+  AF_NETLINK,
+  bindNetlink,
+  MSG_DONTWAIT,
+  recvfrom,
+  SOCK_RAW,
+  sendto,
+  setsockopt,
+  socket,
+} from "./calls.ts";
 import { EAGAIN, EINTR, ENOBUFS, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { lasting, mem } from "./mem.ts";
 import { attempt, now } from "./now.ts";
 import type { Op } from "./op.ts";
+import { EPOLLIN, type Watch, watch } from "./poll.ts";
 
 // linux/netlink.h
 export const NETLINK_ROUTE = 0;
@@ -167,6 +177,8 @@ const BUFFER = 64 << 10;
 const address = mem(12); // struct sockaddr_nl
 const addressLength = mem(4);
 
+const fromKernel = (): boolean => new DataView(address.buffer).getUint32(4, true) === 0; // nl_pid
+
 interface How {
   /** Index of the message whose answer ends the exchange; default: the last one's. */
   readonly last?: number;
@@ -206,6 +218,25 @@ export class Netlink implements Disposable {
 
   [Symbol.dispose](): void {
     this.#fd.close();
+  }
+
+  /** Hear of changes: groups as bits (RTMGRP_*). `on` gets what the kernel has said since, or undefined if the
+   * receive buffer was too small for it. Not for a socket that requests go through as well. */
+  subscribe(groups: number, on: (news: readonly Reply[] | undefined) => void): Watch {
+    now(bindNetlink(this.#fd.n, groups));
+    return watch(this.#fd, EPOLLIN, () => {
+      const news: Reply[] = [];
+      let lost = false;
+      for (let i = 0; i < FOREIGN_MAX; i++) {
+        const n = this.#datagram();
+        if (n === -EAGAIN) break;
+        if (n === -ENOBUFS) lost = true;
+        if (n > 0 && fromKernel())
+          for (const { type, body } of parse(buffer!.subarray(0, n)))
+            news.push({ type, body: lasting(body) });
+      }
+      on(lost ? undefined : news);
+    });
   }
 
   /** Do all of `messages` in order, in as few sends as possible, and return what they answer. The kernel goes on
@@ -304,17 +335,22 @@ export class Netlink implements Disposable {
     }
   }
 
+  /** Length of the next datagram, now in `buffer`, or -errno. */
+  #datagram(): number {
+    buffer ??= mem(BUFFER);
+    new DataView(addressLength.buffer).setUint32(0, address.length, true);
+    return attempt(recvfrom(this.#fd.n, buffer, MSG_DONTWAIT, address, addressLength));
+  }
+
   /** The next datagram that the kernel sent. */
   #receive(what: string): Uint8Array {
-    buffer ??= mem(BUFFER);
     for (let foreign = 0; foreign < FOREIGN_MAX; ) {
-      new DataView(addressLength.buffer).setUint32(0, address.length, true);
-      const n = attempt(recvfrom(this.#fd.n, buffer, MSG_DONTWAIT, address, addressLength));
+      const n = this.#datagram();
       if (n === -EINTR) continue;
       if (n === -EAGAIN) throw new Error(`${what}: the kernel did not answer`);
       if (n === -ENOBUFS) throw new Error(`${what}: answers were lost, the receive buffer was full`);
       if (n < 0) throw new SysError(-n, `${what}: recvfrom()`);
-      if (new DataView(address.buffer).getUint32(4, true) === 0) return buffer.subarray(0, n); // nl_pid 0: the kernel
+      if (fromKernel()) return buffer!.subarray(0, n);
       foreign++;
     }
     throw new Error(`${what}: flooded with messages that are not the kernel's`);

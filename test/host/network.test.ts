@@ -10,7 +10,7 @@ import type { ContainerConfig } from "../../src/cmld/config.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import * as router from "../../src/cmld/router.ts";
 import { type Child, launch, reap } from "../../src/run/launch.ts";
-import { linksUp, loopbackUp, netlinkIn, netnsOf, openIn } from "../../src/run/netns.ts";
+import { Carriers, loopbackUp, netlinkIn, netnsOf, openIn } from "../../src/run/netns.ts";
 import {
   CLONE_NEWNET,
   CLONE_NEWUSER,
@@ -432,7 +432,7 @@ function inside(): void {
       }),
     );
     const inside = (): string[] => router.interfaceTable(c.guest.uuid).map((t) => t.link.name);
-    expect(inside()).toEqual(["lo", "host0", "nic0"]);
+    expect(inside().sort()).toEqual(["host0", "lo", "nic0"]);
     expect(c.guest.lines).toEqual(["network interface nic9 is not there"]);
 
     const other = await up(newcomer());
@@ -508,17 +508,16 @@ function inside(): void {
     netns.close();
   });
 
-  test("linksUp() waits for the carrier", async () => {
+  test("Carriers hears when a link can send", async () => {
     const child = sleeper();
     const netns = netnsOf(child.pid);
     const [socket] = netlinkIn(netns, NETLINK_ROUTE);
     using theirs = socket!;
-    const made = theirs
-      .do([addVeth({ name: "v0" }, { name: "v1" }), getLink("v0"), upLink("v0")])
-      .map(linkOf);
-    const up = linksUp(netns, theirs, [made[0]!.index]);
-    theirs.do([upLink("v1")]);
-    await up;
+    using carriers = new Carriers(netns);
+    theirs.do([addVeth({ name: "v0", index: 70 }, { name: "v1", index: 71 }), upLink(70)]);
+    const ready = carriers.ready([70]);
+    theirs.do([upLink(71)]);
+    await ready;
     expect(linkOf(theirs.do([getLink("v0")])[0]!).state).toBe("UP");
     netns.close();
   });
