@@ -103,7 +103,11 @@ export class Carriers implements Disposable {
   constructor(readonly netns: Where) {
     this.#socket = netlinkIn(netns, NETLINK_ROUTE)[0]!;
     this.#watch = this.#socket.subscribe(RTMGRP_LINK, (news) => {
-      this.note(news?.filter((r) => r.type === RTM_NEWLINK).map(linkOf) ?? this.#all());
+      for (const l of news?.filter((r) => r.type === RTM_NEWLINK).map(linkOf) ?? this.#all()) {
+        if (l.state === "UP") this.#up.add(l.index);
+        else this.#up.delete(l.index);
+      }
+      this.#heard();
     });
   }
 
@@ -112,12 +116,9 @@ export class Carriers implements Disposable {
     return links(asking);
   }
 
-  /** What is known of links by other ways. */
+  /** An answer to a question: what was up then is up, but what was not may be now. */
   note(seen: readonly Link[]): void {
-    for (const l of seen) {
-      if (l.state === "UP") this.#up.add(l.index);
-      else this.#up.delete(l.index);
-    }
+    for (const l of seen) if (l.state === "UP") this.#up.add(l.index);
     this.#heard();
   }
 
