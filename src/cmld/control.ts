@@ -19,7 +19,7 @@ type Request = proto.ControllerToDaemon;
 type Answer = proto.IDaemonToController;
 const { Command } = proto.ControllerToDaemon;
 const { Code, Response } = proto.DaemonToController;
-const { ContainerState, ContainerTokenType } = proto;
+const { ContainerTokenType } = proto;
 
 /** A container as the protocol sees it. */
 export interface Known extends ContainerLife {
@@ -715,6 +715,3 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
     warn: (text) => d.warn(`control: ${text}`),
   };
 }
-
-/** Number on the wire of a state's word. */
-export const stateNumber = (word: keyof typeof ContainerState): proto.ContainerState => ContainerState[word];

@@ -208,7 +208,6 @@ export interface Options {
 export class Journal implements Log, Disposable {
   readonly #sinks: { put(text: string, now: Date): void; close(): void }[] = [];
   readonly #debug: boolean;
-  readonly #listeners = new Set<(text: string) => void>();
 
   constructor(options: Options) {
     const limits = { ...LIMITS, ...options.limits };
@@ -221,13 +220,6 @@ export class Journal implements Log, Disposable {
     const now = new Date();
     const text = `${line(now, process.pid, level, message)}\n`;
     for (const sink of this.#sinks) sink.put(text, now);
-    for (const tell of this.#listeners) tell(text);
-  }
-
-  /** Call `tell` with every line from now on; the result ends it. */
-  follow(tell: (text: string) => void): Disposable {
-    this.#listeners.add(tell);
-    return { [Symbol.dispose]: () => void this.#listeners.delete(tell) };
   }
 
   [Symbol.dispose](): void {
