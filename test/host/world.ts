@@ -255,7 +255,8 @@ export class World implements AsyncDisposable {
 
 const lines = (path: string): string[] => readFileSync(path, "utf8").trim().split("\n");
 
-function loops(directory: string): string[] {
+/** Loop devices of files below a folder. */
+export function loops(directory: string): string[] {
   const found: string[] = [];
   for (const name of readdirSync("/sys/block").filter((n) => n.startsWith("loop"))) {
     let file: string;

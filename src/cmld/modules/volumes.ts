@@ -575,7 +575,8 @@ export const volumesWith = (canMap: CanMap): Module => ({
         now(sys.mountSetattr(fd.n, sys.MOUNT_ATTR_IDMAP, 0, userns.n));
       } catch (cause) {
         if (!isErrno(cause, EINVAL)) throw cause;
-        throw new Error(`${mount.image_file}: this kernel cannot map the ids of ${mount.fs_type}`, { cause });
+        const type = isBind(mount) ? "the file system below files_shared" : mount.fs_type;
+        throw new Error(`${mount.image_file}: this kernel cannot map the ids of ${type}`, { cause });
       }
     }
   },
