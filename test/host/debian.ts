@@ -1,7 +1,7 @@
 // A Debian machine with systemd as its process 1, up in a second: the guest `debian` on an overlay that is forgotten, in
 // namespaces of its own except that of users, so that inside root is root, devices are devices and cgroup2 is whole.
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { delegate, make, remove, where } from "../../src/sys/cgroup.ts";
@@ -160,13 +160,3 @@ function enterAnd(init: number, argv: readonly string[]): Said {
   });
   return { status: status ?? -1, stdout, stderr };
 }
-
-/** Loop devices that show an image, in the whole machine. */
-export const loops = (): string[] =>
-  readdirSync("/sys/block").filter((b) => {
-    try {
-      return b.startsWith("loop") && readFileSync(`/sys/block/${b}/loop/backing_file`, "utf8") !== "";
-    } catch {
-      return false; // not in use
-    }
-  });
