@@ -8,11 +8,16 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import { volumesWith } from "../../src/cmld/modules/volumes.ts";
+import { O_RDWR, openat } from "../../src/sys/calls.ts";
 import { chain } from "../../src/sys/error.ts";
+import { Fd } from "../../src/sys/fd.ts";
+import { attachLoop } from "../../src/sys/loop.ts";
+import { now } from "../../src/sys/now.ts";
 import {
   busyboxRoot,
   difference,
@@ -179,6 +184,28 @@ test("BIND_FILE is one file for several containers, BIND_FILE_RW lets them write
   expect(read.said).toMatch(/^shared\n.*Read-only file system$/);
 });
 
+test("DEVICE is a copy of a block device, made once; DEVICE_RW can be written", async () => {
+  const file = join(world.directory, "device");
+  writeFileSync(file, "");
+  truncateSync(file, 8 << 20);
+  expect(Bun.spawnSync(["mke2fs", "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0", file]).exitCode).toBe(0);
+  using open = new Fd(now(openat(-100, file, O_RDWR)));
+  const { fd, path } = attachLoop(open, false, file);
+  {
+    using _device = fd;
+    for (const mount_type of [Type.DEVICE, Type.DEVICE_RW]) {
+      const uuid = crypto.randomUUID();
+      const mounts = [...ROOT, { mount_point: "/data", image_file: path, fs_type: "ext4", mount_type }];
+      const { said } = await world.sh("echo 1 > /data/f; cat /data/f; stat -c %u /data", { uuid, mounts });
+      if (mount_type === Type.DEVICE) expect(said).toMatch(/Read-only file system\n.*No such file.*\n0$/);
+      else expect(said).toBe("1\n0");
+      if (mount_type === Type.DEVICE_RW)
+        expect((await world.sh("cat /data/f", { uuid, mounts })).said).toBe("1");
+    }
+  }
+  rmSync(file);
+});
+
 test("mount points inside other mounts, and inside /run, are made", async () => {
   const tmpfs = (mount_point: string) => ({
     mount_point,
@@ -195,6 +222,9 @@ test("mount points inside other mounts, and inside /run, are made", async () => 
 test("a volume is grown to its configured size, and never attached twice", async () => {
   const uuid = crypto.randomUUID();
   await world.sh("echo kept > /data/f", { uuid, mounts: [...ROOT, DATA] });
+  // As after a power cut: something is to be mended first.
+  const file = join(world.directory, "containers", uuid, "data.plain.img");
+  Bun.spawnSync(["debugfs", "-w", "-R", "set_super_value free_blocks_count 1", file]);
   const grown = await world.sh("cat /data/f; stat -f -c %b:%S /data", {
     uuid,
     mounts: [...ROOT, { ...DATA, def_size: 40 }],

@@ -11,10 +11,11 @@
 // descriptor; (5) back to the old root, needed until now because the kernel lets a user namespace mount proc and sysfs
 // only where it sees them whole; pivot_root, and the old root is detached.
 import { existsSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { open as openFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import cserviceBytes from "../../../out/cservice" with { type: "file" };
 import { GuestOSMount } from "../../../proto/gen/proto.js";
-import { must } from "../../run/command.ts";
+import { command, must } from "../../run/command.ts";
 import * as sys from "../../sys/calls.ts";
 import { EAGAIN, EEXIST, EINVAL, isErrno, SysError } from "../../sys/error.ts";
 import { Fd } from "../../sys/fd.ts";
@@ -133,7 +134,10 @@ async function ownVolume(s: Start, m: Mount): Promise<Fd> {
   }
   using file = alone(path, false);
   if (statSync(path).size < bytes) {
-    await must(["/sbin/e2fsck", "-f", "-y", path]);
+    const { status, said } = await command(["/sbin/e2fsck", "-f", "-y", path]);
+    const MENDED = 1; // e2fsck(8)
+    if (status === undefined || status > MENDED)
+      throw new Error(`${path}: e2fsck: ${said.trim().split("\n").at(-1)}`);
     truncateSync(path, bytes);
     await must(["/sbin/resize2fs", path]);
     s.log(`grew volume ${m.image_file} to ${bytes / MiB} MiB`);
@@ -143,12 +147,30 @@ async function ownVolume(s: Start, m: Mount): Promise<Fd> {
   return mountAsFd("ext4", loop.path, m.mount_data, NODEV | sys.MOUNT_ATTR_NOATIME);
 }
 
+/** A block device's bytes as a file, with holes where they are zero. */
+async function copyDevice(device: string, path: string): Promise<void> {
+  await using from = await openFile(device, "r");
+  if (!(await from.stat()).isBlockDevice()) throw new Error(`${device} is no block device`);
+  await using to = await openFile(path, "w", 0o600);
+  const chunk = Buffer.alloc(MiB);
+  let at = 0;
+  for (;;) {
+    const { bytesRead } = await from.read(chunk, 0, MiB, at);
+    if (bytesRead === 0) break;
+    const piece = chunk.subarray(0, bytesRead);
+    if (piece.some((b) => b !== 0)) await to.write(piece, 0, bytesRead, at);
+    at += bytesRead;
+  }
+  await to.truncate(at);
+  await to.sync();
+}
+
 /** DEVICE and DEVICE_RW: a block device of the host, copied to the container's images at its first start. */
 async function copiedDevice(s: Start, m: Mount): Promise<Fd> {
   const path = join(s.imageDir, `${m.image_file.replaceAll("/", "_")}.plain.img`);
   if (!existsSync(path)) {
     mkdirSync(s.imageDir, { recursive: true, mode: 0o755 });
-    await Bun.write(`${path}.new`, Bun.file(m.image_file));
+    await copyDevice(m.image_file, `${path}.new`);
     now({ call: "renameat2", args: [sys.AT_FDCWD, `${path}.new`, sys.AT_FDCWD, path, 0] });
   }
   const readOnly = m.mount_type === T.DEVICE;
