@@ -229,9 +229,12 @@ export class Container implements ContainerLife {
     live.ledger.running(running);
   }
 
-  start({ setup }: { setup: boolean }): Promise<void> {
-    const before = this.#starting;
-    const starting = this.#start(setup, before);
+  async start({ setup }: { setup: boolean }): Promise<void> {
+    const name = this.#config.name;
+    if (setup) throw new Error(`${name}: setup mode is not available yet`);
+    if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
+    this.#to("STARTING");
+    const starting = this.#start(setup, this.#starting);
     this.#starting = starting.catch(() => {});
     return starting;
   }
@@ -239,8 +242,6 @@ export class Container implements ContainerLife {
   async #start(setup: boolean, before: Promise<unknown>): Promise<void> {
     const { around } = this;
     const name = this.#config.name;
-    if (setup) throw new Error(`${name}: setup mode is not available yet`);
-    this.#to("STARTING");
     await before;
     let ledger: Ledger | undefined;
     const kept: string[] = [];
@@ -415,6 +416,7 @@ export class Container implements ContainerLife {
   }
 
   async kill(): Promise<void> {
+    if (this.#state === "STARTING") killGroup(this.group); // its child, if there is one: the start fails
     await this.#starting;
     return this.#kill();
   }

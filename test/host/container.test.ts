@@ -287,6 +287,61 @@ test("a failed execve is the start's error", async () => {
   );
 });
 
+// --- several at once ----------------------------------------------------------------------
+
+const SLEEPS = { init: ["/bin/sleep", "1000"] };
+const outcome = (p: Promise<unknown>) => p.then(() => "ok", chain);
+
+test("a kill that meets a start ends it, whenever it comes", async () => {
+  for (const ticks of [0, 1, 2, 4, 8, 16, 32]) {
+    const c = world.container(SLEEPS);
+    const started = outcome(c.start({ setup: false }));
+    for (let i = 0; i < ticks; i++) await new Promise<void>((go) => setImmediate(go));
+    await Promise.all([c.kill(), c.kill()]);
+    expect(await started).toMatch(/^ok$|^start web: /);
+    expect(c.state).toBe("STOPPED");
+  }
+});
+
+test("only one start at a time; explain() and start() do not meet", async () => {
+  const c = world.container(SLEEPS);
+  const [explained, first, second, stop, again] = await Promise.all([
+    c.explain(),
+    outcome(c.start({ setup: false })),
+    outcome(c.start({ setup: false })),
+    outcome(c.stop()),
+    outcome(c.explain()),
+  ]);
+  expect(explained.at(-1)).toBe(
+    'execve("/sbin/cservice", [/bin/sleep 1000], [PATH=/bin NOTIFY_SOCKET=/run/socket/cml-notify])',
+  );
+  expect([first, second, stop, again]).toEqual([
+    "ok",
+    "web is STARTING already",
+    "web is STARTING: not running",
+    "web is STARTING: stop it first",
+  ]);
+  await c.kill();
+});
+
+test("frozen, it can be thawed, stopped and killed", async () => {
+  const c = world.container({
+    init: ["/bin/sh", "-c", "trap 'exit 3' USR2 TERM; while :; do sleep 0.02; done"],
+  });
+  for (const end of ["stop", "kill"] as const) {
+    await c.start({ setup: false });
+    await c.freeze();
+    expect([c.state, await outcome(c.start({ setup: false }))]).toEqual([
+      "FROZEN",
+      "web is FROZEN: cannot become STARTING",
+    ]);
+    await c[end]();
+    await c.whenStopped();
+    expect([c.state, c.exit]).toEqual(["STOPPED", end === "stop" ? { status: 3 } : { signal: 9 }]);
+  }
+  expect(await outcome(c.freeze())).toBe("web is STOPPED: cannot freeze");
+});
+
 // --- images that lie ----------------------------------------------------------------------
 
 /** A folder of the host that everybody may write to, and how an image would name it. */
