@@ -31,6 +31,7 @@ export async function command(argv: readonly string[]): Promise<Finished> {
   using pidfd: Fd = child.pidfd;
   const over = ended(pidfd);
   const started = child.started();
+  started.catch(() => {}); // judged below, where it is awaited
   let said = "";
   const decoder = new TextDecoder();
   for await (const chunk of Bun.file(read.n).stream())
