@@ -134,7 +134,7 @@ deb: $(OUT)/$(if $(filter $(HOST),$(ARCH)),,$(ARCH)/)cml ## build the Debian pac
 
 .PHONY: check
 check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## formatter, linter, types and the house's own rules
-	node_modules/.bin/biome check --error-on-warnings .
+	node_modules/.bin/biome check --error-on-warnings src ffi proto initramfs test package.json tsconfig.json biome.json
 	node_modules/.bin/tsc
 	$(BUN) test test/style.test.ts
 
