@@ -38,8 +38,8 @@ ${code(refused)}
   namespace gains nothing outside the container's own.
 - \`mount\` is allowed, the new mount API is not: one way in, which can be watched; mount(8), systemd and container
   engines fall back to it on ENOSYS.
-- \`keyctl\` is refused, not absent: keys of the host's keyrings are not namespaced by the container. systemd goes on
-  without; a nested runc needs \`--no-new-keyring\`.
+- Keys are refused: those of the host are not all namespaced. A new session keyring is not a key, and nested engines
+  insist on one; \`add_key\`, \`request_key\` and every other use of \`keyctl\` get EPERM, which systemd takes as "none here".
 - \`adjtimex\` and \`clock_adjtime\` also read the clock; the kernel refuses to set it.
 - \`bpf\` is refused: systemd says once that it cannot filter addresses per service, and goes on.
 `;

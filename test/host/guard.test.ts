@@ -1,12 +1,14 @@
 // What holds a container: capabilities, the filter, masks. Real ones, in real containers.
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { copyFileSync, mkdirSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { filterOps } from "../../src/cmld/modules/seccomp.ts";
 import { launch, reap } from "../../src/run/launch.ts";
 import { exit } from "../../src/sys/calls.ts";
 import { EINVAL, ENOSYS, EPERM } from "../../src/sys/error.ts";
 import { type Op, show } from "../../src/sys/op.ts";
 import { ended } from "../../src/sys/poll.ts";
-import { World } from "./world.ts";
+import { busyboxRoot, World } from "./world.ts";
 
 const EFAULT = 14;
 const EAFNOSUPPORT = 97;
@@ -94,4 +96,23 @@ test("nested: another user namespace mounts a proc, a sysfs, an overlay of its o
     ].join("; "),
   );
   expect(said.split("\n")).toEqual(["1", "sysfs", "x", "proc", "pivot"]);
+});
+
+test("nested: an unmodified container engine starts a container inside", async () => {
+  const CRUN = "/usr/bin/crun";
+  world.image("engine", (root) => {
+    busyboxRoot(root);
+    const libraries = Bun.spawnSync(["ldd", CRUN]).stdout.toString();
+    for (const file of [CRUN, ...(libraries.match(/\/\S+(?=( \(0x))/g) ?? [])]) {
+      mkdirSync(join(root, dirname(file)), { recursive: true });
+      copyFileSync(file, join(root, file));
+    }
+  });
+  const script = `set -e
+    mkdir -p /run/b/rootfs; cd /run/b; for d in bin proc sys dev; do mkdir rootfs/$d; done; cp /bin/busybox rootfs/bin/sh
+    ${CRUN} spec
+    busybox sed -i 's/"terminal": true/"terminal": false/; s/"sh"/"sh", "-c", "echo nested $$"/' config.json
+    ${CRUN} run inner; echo $?`;
+  const { said } = await world.sh(script, { mounts: [{ mount_point: "/", image_file: "engine" }] });
+  expect(said).toBe("nested 1\n0");
 });

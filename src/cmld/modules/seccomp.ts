@@ -121,6 +121,9 @@ const PERSONALITIES = [0, 0x8, 0x20000, 0x20008, 0xffffffff];
 const TIOCSTI = 0x5412; // asm-generic/ioctls.h
 const TIOCLINUX = 0x541c;
 
+/** linux/keyctl.h: JOIN_SESSION_KEYRING, SETPERM, DESCRIBE. */
+const KEYRING = [1, 5, 6];
+
 /** Allowed for some arguments. */
 export const RULES: readonly Rule[] = [
   {
@@ -136,6 +139,13 @@ export const RULES: readonly Rule[] = [
     allow: true,
     errno: EPERM,
     text: "PER_LINUX, PER_LINUX32, UNAME26 and asking; others switch protections of the address space off",
+  },
+  {
+    calls: ["keyctl"],
+    when: { arg: 0, in: KEYRING },
+    allow: true,
+    errno: EPERM,
+    text: "a new, empty session keyring (JOIN_SESSION_KEYRING, SETPERM, DESCRIBE), without which runc and crun start nothing; no key can be added, found or read",
   },
   {
     calls: ["ioctl"],
