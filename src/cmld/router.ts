@@ -40,6 +40,7 @@ import {
   ctDnat,
   ctState,
   drop,
+  exists,
   forged,
   icmpType,
   iifgroup,
@@ -291,7 +292,7 @@ const FORWARD = "/proc/sys/net/ipv4/ip_forward";
 /** Our own namespace: closed to containers, and in hosted mode the router. */
 function ruleOurs(host: Newcomer["host"]): void {
   const p = here();
-  if (p.ruled) return;
+  if (p.ruled && exists(p.filter, TABLE)) return; // a firewall that is loaded again flushes everything
   replace(p.filter, rules(true));
   if (host.hosted) {
     const before = readFileSync(FORWARD, "utf8").trim();

@@ -17,7 +17,9 @@ import {
 const NFNL_SUBSYS_NFTABLES = 10;
 const [NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END] = [0x10, 0x11];
 // linux/netfilter/nf_tables.h
-const [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE] = [0, 2, 3, 6];
+const [NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE] = [
+  0, 1, 2, 3, 6,
+];
 const NFTA_TABLE_NAME = 1;
 const [NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE] = [
   1, 3, 4, 5, 7,
@@ -333,6 +335,13 @@ export const replace = (n: Netlink, t: Table): void =>
       ...t.chains.flatMap((c) => [newChain(t, c), ...c.rules.map((r) => newRule(t, c, r))]),
     ]),
   );
+
+/** Is there a table of that name? */
+export const exists = (n: Netlink, t: Pick<Table, "family" | "name">): boolean =>
+  n.do(
+    [message(t, NFT_MSG_GETTABLE, 0, [[NFTA_TABLE_NAME, t.name]], `list table ${t.family} ${t.name}`)],
+    ENOENT,
+  ).length > 0;
 
 /** A table that is not there is no error. */
 export const remove = (n: Netlink, t: Pick<Table, "family" | "name">): void =>

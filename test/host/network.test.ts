@@ -322,6 +322,7 @@ function inside(): void {
   });
 
   test("configured links have their names and addresses; the multicast bit is masked; the first route counts", async () => {
+    Bun.spawnSync(["nft", "flush", "ruleset"]); // somebody's firewall; the next start mends it
     const link = { if_name: "eth0", configure: true, if_rootns_name: "web0", if_mac: "63:04:6e:d6:a2:5a" };
     const c = await up(
       newcomer({
@@ -337,14 +338,15 @@ function inside(): void {
       ["eth1", false, []],
     ]);
     expect(table[1]!.link.mac).toBe("62:04:6e:d6:a2:5a");
-    const show = Bun.spawnSync([
+    const routes = Bun.spawnSync([
       "nsenter",
       `--net=/proc/${c.child.pid}/ns/net`,
       "ip",
       "route",
     ]).stdout.toString();
-    expect(show).toContain("default via 172.23.0.1 dev eth0");
+    expect(routes).toContain("default via 172.23.0.1 dev eth0");
     expect(names()).toEqual(["lo", "web0", "r_1"]);
+    expect(ruleset()).toBe(show(router.rules(true)));
     await down(c);
     expect(names()).toEqual(["lo"]);
   });
