@@ -70,7 +70,7 @@ const OURS = [BadMessage, BadText, BadConfig];
 /** Run a target on its inputs; says how many were accepted. */
 function fuzz(name: string, input: (chance: Chance) => Buffer, target: (bytes: Buffer) => void): void {
   test(
-    name,
+    `fuzz: ${name}`,
     () => {
       const chance = new Chance(SEED);
       const until = performance.now() + counts.fuzzSeconds * 1000;
