@@ -3,6 +3,7 @@
 import { writeFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { join } from "node:path";
+import { Ration } from "../lib/log.ts";
 import { type Child, type Ended, hasEnded, launch, reap } from "../run/launch.ts";
 import { O_DIRECTORY, O_RDONLY, openat, read, SOCK_STREAM, signal } from "../sys/calls.ts";
 import { isFrozen, kill as killGroup, settled } from "../sys/cgroup.ts";
@@ -27,6 +28,10 @@ const BOOT_MS = 800_000;
 /** Time between the request to stop and the end of patience. */
 const STOP_MS = 45_000;
 const FREEZE_MS = 5_000;
+/** A container that reboots again sooner waits until then. */
+const REBOOT_MS = 5_000;
+/** Lines in cmld's log that a container may cause at once, and the time for each one more. */
+const [LINES, LINE_MS] = [40, 1_500];
 
 /** What a client may ask of one container; every method rejects with a sentence. */
 export interface ContainerLife {
@@ -100,6 +105,12 @@ export class Container implements ContainerLife {
   #live: Live | undefined;
   #exit: Ended | undefined;
   #stopped: (() => void)[] = [];
+  /** No start follows a reboot: it is being killed. */
+  #halted = false;
+  #rebooted = Number.NEGATIVE_INFINITY;
+  /** Ends the pause before the start that follows a reboot. */
+  #hurry: (() => void) | undefined;
+  readonly #ration = new Ration(LINES, LINE_MS);
   /** A start, or an explain(), that is under way. */
   #starting: Promise<unknown> = Promise.resolve();
 
@@ -206,7 +217,10 @@ export class Container implements ContainerLife {
       booted: () => {
         if (this.#state === "BOOTING") this.#running();
       },
-      log: (line) => around.log(`${this.#config.name}: ${line}`),
+      log: (line) => {
+        const rationed = this.#ration.take(line);
+        if (rationed !== undefined) around.log(`${this.#config.name}: ${rationed}`);
+      },
     };
   }
 
@@ -234,6 +248,7 @@ export class Container implements ContainerLife {
     if (setup) throw new Error(`${name}: setup mode is not available yet`);
     if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
     this.#to("STARTING");
+    this.#exit = undefined;
     const starting = this.#start(setup, this.#starting);
     this.#starting = starting.catch(() => {});
     return starting;
@@ -359,9 +374,26 @@ export class Container implements ContainerLife {
     live.process.pidfd.close();
     this.#live = undefined;
     // reboot(2) inside a pid namespace ends its init by SIGHUP (pid_namespaces(7))
-    const reboots = this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING");
-    this.#to(reboots ? "REBOOTING" : "STOPPED");
-    if (reboots) await this.start({ setup: false }).catch((e) => around.log(chain(e)));
+    const wants = this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING");
+    if (wants && !this.#halted) await this.#reboot();
+    else this.#to("STOPPED");
+  }
+
+  async #reboot(): Promise<void> {
+    this.#to("REBOOTING");
+    const pause = this.#rebooted + REBOOT_MS - performance.now();
+    if (pause > 0) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      const timer = setTimeout(resolve, pause);
+      this.#hurry = resolve;
+      await promise;
+      clearTimeout(timer);
+      this.#hurry = undefined;
+      if (this.#state !== "REBOOTING") return;
+    }
+    this.#rebooted = performance.now();
+    if (this.#halted) this.#to("STOPPED");
+    else await this.start({ setup: false }).catch((e) => this.around.log(chain(e)));
   }
 
   /** Take over a container that an earlier cmld started. */
@@ -397,6 +429,7 @@ export class Container implements ContainerLife {
 
   async stop(): Promise<void> {
     const name = this.#config.name;
+    if (this.#state === "REBOOTING") return this.kill();
     if (this.#frozen) await this.unfreeze();
     const live = this.#live;
     if (!live || !["RUNNING", "BOOTING", "SETUP"].includes(this.#state))
@@ -416,9 +449,15 @@ export class Container implements ContainerLife {
   }
 
   async kill(): Promise<void> {
-    if (this.#state === "STARTING") killGroup(this.group); // its child, if there is one: the start fails
-    await this.#starting;
-    return this.#kill();
+    this.#halted = true;
+    this.#hurry?.();
+    try {
+      if (this.#state === "STARTING") killGroup(this.group); // its child, if there is one: the start fails
+      await this.#starting;
+      await this.#kill();
+    } finally {
+      this.#halted = false;
+    }
   }
 
   async #kill(): Promise<void> {

@@ -159,3 +159,41 @@ test("where configurations are signed they are stored as they came, and not chan
   await store.remove(web.uuid);
   expect(readdirSync(folder)).toEqual([]);
 });
+
+test("what a killed cmld left is cleared, unless there is data; nobody else gets the ids", async () => {
+  const { store, folder, lines, files } = fresh();
+  const web = await store.create(store.draft(conf("web")));
+  const [killed, data] = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"];
+  for (const uuid of [killed, data]) {
+    cpSync(join(folder, `${web.uuid}.created`), join(folder, `${uuid}.created`));
+    mkdirSync(join(folder, uuid));
+  }
+  writeFileSync(join(folder, `${killed}.uid`), new Uint8Array([1, 0, 0, 0]));
+  writeFileSync(join(folder, `${data}.uid`), new Uint8Array([2, 0, 0, 0]));
+  writeFileSync(join(folder, data, "data.plain.img"), "");
+  await store.load();
+  expect(files().filter((f) => f.startsWith(killed))).toEqual([]);
+  expect(files().filter((f) => f.startsWith(data)).length).toBe(3);
+  expect(lines.join("\n")).toContain(`there is no ${data}.conf`);
+  expect((await store.create(store.draft(conf("two")))).index).toBe(1);
+  expect((await store.create(store.draft(conf("three")))).index).toBe(3); // 2 belongs to the data
+});
+
+test("a configuration that is broken for a while keeps its ids, and so does a container that runs", async () => {
+  let running: number[] = [];
+  const { store, folder } = fresh({ inUse: () => running });
+  const web = await store.create(store.draft(conf("web")));
+  const path = join(folder, `${web.uuid}.conf`);
+  const good = readFileSync(path);
+  writeFileSync(path, "color: ");
+  expect(await store.load()).toEqual([]);
+  const db = await store.create(store.draft(conf("db")));
+  expect(db.index).not.toBe(web.index);
+  writeFileSync(path, good);
+  await store.load();
+  expect([web, db].map((s) => store.get(s.uuid)?.index)).toEqual([web.index, db.index]);
+  for (const file of [`${web.uuid}.conf`, `${web.uuid}.uid`]) rmSync(join(folder, file));
+  running = [web.index];
+  await store.load();
+  expect((await store.create(store.draft(conf("new")))).index).toBe(2);
+});

@@ -8,7 +8,7 @@
 // the log. Nothing here decides whether a container may be changed now; the callers know what runs.
 
 import { randomBytes } from "node:crypto";
-import { mkdir, readdir } from "node:fs/promises";
+import { mkdir, readdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { print, TEXT_MAX } from "../lib/text.ts";
@@ -69,6 +69,8 @@ export interface Surroundings {
   readonly device: DeviceConfig;
   provisioned(): boolean;
   log(line: string): void;
+  /** Indices of containers that run, whatever has become of their files. */
+  inUse?(): Iterable<number>;
   /** Hosted mode: ids of users of the host, see subordinateIds(). */
   readonly taken?: readonly Taken[];
 }
@@ -87,6 +89,8 @@ export async function subordinateIds(files = ["/etc/subuid", "/etc/subgid"]): Pr
 export class Containers {
   #all: ReadonlyMap<string, Stored> = new Map();
   readonly #around: Surroundings;
+  /** Indices of containers that exist and could not be loaded. */
+  #reserved: ReadonlySet<number> = new Set();
   #last: Promise<unknown> = Promise.resolve();
   constructor(around: Surroundings) {
     this.#around = around;
@@ -107,7 +111,10 @@ export class Containers {
       await mkdir(folder, { recursive: true, mode: 0o700 });
       await sweep(folder);
       const found: { uuid: string; read: Draft; created: number; index: number | undefined }[] = [];
-      for (const file of (await readdir(folder)).sort()) {
+      const reserved = new Set<number>();
+      const files = (await readdir(folder)).sort();
+      await this.#clear(files, reserved);
+      for (const file of files) {
         if (!file.endsWith(".conf")) continue;
         const uuid = file.slice(0, -".conf".length);
         try {
@@ -118,8 +125,10 @@ export class Containers {
           found.push({ uuid, read, created: await this.#created(uuid), index: await this.#index(uuid) });
         } catch (e) {
           log(`${join(folder, file)}: not loaded: ${chain(e)}`);
+          if (isUuid(uuid)) await this.#reserve(uuid, reserved);
         }
       }
+      this.#reserved = reserved;
       // Who came first keeps its ids when two have the same.
       found.sort((a, b) => a.created - b.created || (a.uuid < b.uuid ? -1 : 1));
       const used = new Map<number, string>();
@@ -222,6 +231,28 @@ export class Containers {
       await this.#removeFiles(uuid);
       this.#all = new Map([...this.#all].filter(([other]) => other !== uuid));
     });
+  }
+
+  /** What has no .conf was left by a cmld that was killed, or its .conf was taken away: removed, unless it has data. */
+  async #clear(files: readonly string[], reserved: Set<number>): Promise<void> {
+    const { folder, log } = this.#around;
+    const there = new Set(files);
+    const uuids = new Set(files.map((file) => file.replace(/\.(uid|created|sig|cert)$/, "")));
+    for (const uuid of uuids) {
+      if (!isUuid(uuid) || there.has(`${uuid}.conf`)) continue;
+      try {
+        if (there.has(uuid)) await rmdir(join(folder, uuid));
+        await this.#removeFiles(uuid);
+      } catch (e) {
+        log(`${join(folder, uuid)}: there is no ${uuid}.conf; what else there is stays: ${chain(e)}`);
+        await this.#reserve(uuid, reserved);
+      }
+    }
+  }
+
+  async #reserve(uuid: string, reserved: Set<number>): Promise<void> {
+    const index = await this.#index(uuid).catch(() => undefined);
+    if (index !== undefined) reserved.add(index);
   }
 
   // --- files -----------------------------------------------------------------------
@@ -330,8 +361,10 @@ export class Containers {
   }
 
   #free(used: ReadonlyMap<number, string>): number {
+    const inUse = new Set(this.#around.inUse?.());
     for (let index = 0; index <= INDEX_MAX; index++)
-      if (!used.has(index) && !this.#overlaps(index)) return index;
+      if (!used.has(index) && !this.#reserved.has(index) && !inUse.has(index) && !this.#overlaps(index))
+        return index;
     throw new Error("no range of ids is free");
   }
 }

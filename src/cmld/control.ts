@@ -6,6 +6,7 @@
 // and LOGS with log_follow until the client hangs up, EXEC_CMD until its EXEC_END.
 import * as proto from "../../proto/gen/proto.js";
 import { FRAME_MAX } from "../lib/frame.ts";
+import { Ration } from "../lib/log.ts";
 import { parseUuid } from "../lib/uuid.ts";
 import { chain } from "../sys/error.ts";
 import { shownName } from "./config.ts";
@@ -95,6 +96,8 @@ interface Client {
   readonly peer: Peer;
   readonly privileged: boolean;
   send(answer: Answer): Promise<void>;
+  info(line: string): void;
+  warn(line: string): void;
   exec: { readonly uuid: string; readonly session: Session; room: () => void } | undefined;
 }
 
@@ -156,14 +159,12 @@ const orUndefined = (d: Daemon, r: Request): Known | undefined => {
   }
 };
 
-/** Those named, or all; names that are not known are left out, as the original does. */
+/** Those named, or all; names that are not known are left out, as the original does. Each once: a message holds a
+ * million and more of the same name, and each would be an answer of its own. */
 const some = (d: Daemon, r: Request): Known[] =>
   r.container_uuids.length === 0
     ? [...d.containers()]
-    : r.container_uuids.flatMap((text) => {
-        const c = d.container(parseUuid(text) ?? "");
-        return c ? [c] : [];
-      });
+    : [...new Set(r.container_uuids.map((text) => d.container(parseUuid(text) ?? "")))].filter((c) => !!c);
 
 function need<T>(value: T | undefined, what: string): T {
   if (value === undefined) throw new Error(`${what} is missing`);
@@ -634,39 +635,49 @@ export function gate(
 }
 
 function naming(d: Daemon, r: Request): string {
-  const names = r.container_uuids.map((text) => {
+  const names = r.container_uuids.slice(0, 4).map((text) => {
     const c = d.container(parseUuid(text) ?? "");
     return c ? nameOf(c) : JSON.stringify(text.slice(0, 40));
   });
-  return [Command[r.command], ...names.slice(0, 4)].join(" ");
+  return [Command[r.command], ...names].join(" ");
 }
 
 async function handle(d: Daemon, r: Request, c: Client): Promise<void> {
   const from = `control: uid ${c.peer.uid}, pid ${c.peer.pid}`;
   const closed = gate(d, r.command, c.privileged);
   if (closed !== undefined) {
-    d.warn(`${from}: ${closed}`);
+    c.warn(`${from}: ${closed}`);
     if (r.command !== Command.CONTAINER_EXEC_INPUT) await c.send(refused(Response.CMD_UNSUPPORTED, closed));
     return;
   }
   const row = ROWS[r.command];
   const what = row.logged ? naming(d, r) : "";
-  if (row.logged) d.info(`${from}: ${what}`);
+  if (row.logged) c.info(`${from}: ${what}`);
   let answer: Answer | undefined;
   try {
     answer = await row.run(d, r, c);
   } catch (e) {
     const text = chain(e);
     answer = e instanceof Refused ? refused(e.answer, text) : { ...row.failure, error_text: text };
-    d.warn(`${from}: ${row.logged ? what : naming(d, r)}: ${text}`);
+    c.warn(`${from}: ${row.logged ? what : naming(d, r)}: ${text}`);
     if (r.command === Command.CONTAINER_EXEC_INPUT) return;
   }
   if (answer) await c.send(answer);
 }
 
+/** Lines in the log that the guests of one socket may cause at once, and the time for each one more. */
+const [LINES, LINE_MS] = [40, 1_500];
+
 /** The protocol on one listening socket. */
 export function control(d: Daemon, privileged: boolean, limits: Limits): Protocol {
   const clients = new WeakMap<Peer, Client>();
+  const ration = new Ration(LINES, LINE_MS);
+  const rationed = (say: (line: string) => void) => (line: string) => {
+    const some = ration.take(line);
+    if (some !== undefined) say(some);
+  };
+  const all = { info: (line: string) => d.info(line), warn: (line: string) => d.warn(line) };
+  const log = privileged ? all : { info: rationed(all.info), warn: rationed(all.warn) };
   const encode = (answer: Answer): Uint8Array => proto.DaemonToController.encode(answer);
   const clientOf = (peer: Peer): Client => {
     let c = clients.get(peer);
@@ -674,6 +685,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
       c = {
         peer,
         privileged,
+        ...log,
         exec: undefined,
         send: (answer) => {
           let message = encode(answer);
@@ -699,7 +711,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
       try {
         r = proto.ControllerToDaemon.decode(message);
       } catch (e) {
-        d.warn(`control: uid ${peer.uid}, pid ${peer.pid}: ${chain(e)}`);
+        c.warn(`control: uid ${peer.uid}, pid ${peer.pid}: ${chain(e)}`);
         await c.send({ ...FAILED, error_text: chain(e) });
         peer.close();
         return;
@@ -707,11 +719,11 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
       try {
         await handle(d, r, c);
       } catch (e) {
-        d.warn(`control: ${Command[r.command]}: ${chain(e)}`); // the answer itself could not be made
+        c.warn(`control: ${Command[r.command]}: ${chain(e)}`); // the answer itself could not be made
         await c.send({ ...FAILED, error_text: chain(e) });
       }
     },
     complaint: (text) => encode({ ...FAILED, error_text: text }),
-    warn: (text) => d.warn(`control: ${text}`),
+    warn: (text) => log.warn(`control: ${text}`),
   };
 }

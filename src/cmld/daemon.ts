@@ -75,6 +75,8 @@ class Managed extends Container implements Known {
   }
 }
 
+const runs = (c: Container): boolean => isUp(c.state) || c.state === "REBOOTING";
+
 export class Manager implements Daemon {
   readonly #m: Machine;
   readonly #store: Containers;
@@ -100,6 +102,7 @@ export class Manager implements Daemon {
       provisioned: () => this.#provisioned,
       log: (line) => log.warn(line),
       taken: machine.taken,
+      inUse: () => [...this.#all.values()].filter(runs).map((c) => c.stored.index),
     });
     this.#oses = new GuestOses({
       folder: join(host.base, "operatingsystems"),
@@ -431,7 +434,7 @@ export class Manager implements Daemon {
       if (c.isC0 && isUp(c.state)) throw new Error("core0 runs: without its volumes the machine would end");
       await c.kill();
       for (const file of await readdir(c.imageDir))
-        if (file.endsWith(".img")) await rm(join(c.imageDir, file));
+        if (/\.img(\.new)?$/.test(file)) await rm(join(c.imageDir, file));
       await rm(join(this.#m.host.base, "keys", `${c.uuid}.key`), { force: true });
       if (c.state === "ZOMBIE") c.mark("STOPPED");
       this.#m.log.info(`${shownName(c.config.name)}: wiped`);
@@ -447,11 +450,11 @@ export class Manager implements Daemon {
     const found = new Map((await this.#store.load()).map((s) => [s.uuid, s]));
     for (const c of this.#all.values()) {
       const stored = found.get(c.uuid);
-      if (!stored && !isUp(c.state)) {
+      if (!stored && !runs(c)) {
         this.#all.delete(c.uuid);
         this.#tell(c);
       }
-      if (stored && (isUp(c.state) || uidStart(stored.index) === c.uidStart)) {
+      if (stored && (runs(c) || uidStart(stored.index) === c.uidStart)) {
         this.#apply(c, stored);
         found.delete(c.uuid);
       }

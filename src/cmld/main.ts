@@ -5,12 +5,12 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync } from "node:
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
-import { AT_FDCWD, O_CREAT, O_RDWR, openat } from "../sys/calls.ts";
+import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain, EAGAIN } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { bindAt } from "../sys/listen.ts";
-import { attempt } from "../sys/now.ts";
+import { attempt, now } from "../sys/now.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { subordinateIds } from "./containers.ts";
 import { control } from "./control.ts";
@@ -67,19 +67,26 @@ export function places(
     const usual = [device, host].find((k) => k.base === base);
     kind = usual ?? { base, config: join(base, "device.conf"), logs: join(base, "logs") };
   }
-  return { run: "/run/cml", socket: "/run/socket/cml-control", ...kind, ...given, base: kind.base };
+  const { cgroup, ...paths } = given;
+  const named = Object.fromEntries(Object.entries(paths).map(([what, path]) => [what, resolve(path)]));
+  return {
+    run: "/run/cml",
+    socket: "/run/socket/cml-control",
+    ...kind,
+    ...named,
+    ...(cgroup !== undefined && { cgroup }),
+    base: kind.base,
+  };
 }
 
-/** One cmld per volatile folder. The lock ends with the process. */
-function lock(run: string): Fd {
-  mkdirSync(run, { recursive: true, mode: 0o711 });
-  const path = join(run, "cmld.lock");
-  const n = attempt(openat(AT_FDCWD, path, O_RDWR | O_CREAT, 0o600));
-  if (n < 0) throw new Error(`${path} cannot be opened`);
-  const fd = new Fd(n);
+/** One cmld per data folder and per volatile folder: two would start the same container. The locks end with the
+ * process. */
+function lock(folder: string, mode: number): Fd {
+  mkdirSync(folder, { recursive: true, mode });
+  const fd = new Fd(now(openat(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY)));
   const [LOCK_EX, LOCK_NB] = [2, 4]; // asm-generic/fcntl.h
   const result = attempt({ call: "flock", args: [fd.n, LOCK_EX | LOCK_NB] });
-  if (result === -EAGAIN) throw new Error(`another cmld uses ${run}`);
+  if (result === -EAGAIN) throw new Error(`another cmld uses ${folder}`);
   return fd;
 }
 
@@ -151,8 +158,8 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const environment = { ...process.env };
   const above = supervisor(); // what it takes out of our environment, programs that we start do not get
   const device = await loadDevice(at.config);
-  using _lock = lock(at.run);
-  mkdirSync(at.base, { recursive: true, mode: 0o755 });
+  using _run = lock(at.run, 0o711);
+  using _base = lock(at.base, 0o755);
   const log = openJournal(at.logs, debug);
   process.on("uncaughtException", (e) => log.error(`unexpected: ${chain(e)}: ${e.stack ?? ""}`));
   process.on("unhandledRejection", (e) => log.error(`unexpected: ${chain(e)}`));

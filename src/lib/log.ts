@@ -29,6 +29,39 @@ const escaped = (message: string): string =>
     c === "\n" ? "\\n" : `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
   );
 
+/**
+ * For lines that somebody else causes, who could make so many of them that nothing else is left in the log: `burst` at
+ * once, and one more every `everyMs`.
+ */
+export class Ration {
+  #left: number;
+  #at: number;
+  #lost = 0;
+  constructor(
+    readonly burst: number,
+    readonly everyMs: number,
+    readonly clock: () => number = () => performance.now(),
+  ) {
+    this.#left = burst;
+    this.#at = clock();
+  }
+
+  /** The line, after a word on those that were left out before it; undefined: it is one too many. */
+  take(line: string): string | undefined {
+    const more = Math.floor((this.clock() - this.#at) / this.everyMs);
+    this.#at += more * this.everyMs;
+    this.#left = Math.min(this.burst, this.#left + more);
+    if (this.#left === 0) {
+      this.#lost++;
+      return undefined;
+    }
+    this.#left--;
+    const lost = this.#lost;
+    this.#lost = 0;
+    return lost === 0 ? line : `(${lost} lines before this one were left out) ${line}`;
+  }
+}
+
 /** Without the newline at its end. */
 export function line(time: Date, pid: number, level: Level, message: string, offsetMinutes?: number): string {
   const cut = message.length > MESSAGE_MAX ? `${message.slice(0, MESSAGE_MAX - 1)}…` : message;

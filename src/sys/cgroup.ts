@@ -1,10 +1,10 @@
 // cgroup2 groups as directories (Documentation/admin-guide/cgroup-v2.rst): make, limit, freeze, kill, remove.
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { O_RDONLY, openat } from "./calls.ts";
-import { EBUSY, ENOENT, isErrno } from "./error.ts";
+import { AT_FDCWD, AT_REMOVEDIR, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, openat, unlinkat } from "./calls.ts";
+import { EBUSY, ENOENT, isErrno, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
-import { now } from "./now.ts";
+import { attempt, now } from "./now.ts";
 import { watch } from "./poll.ts";
 
 const EPOLLPRI = 2; // a change of cgroup.events
@@ -75,22 +75,29 @@ export function kill(group: string): void {
   }
 }
 
-function removeTree(group: string): void {
-  for (const entry of readdirSync(group, { withFileTypes: true }))
-    if (entry.isDirectory()) removeTree(join(group, entry.name));
-  rmdirSync(group);
+/** By descriptors: the names of groups in groups, which are a container's to choose, may add up to more than a path
+ * can hold. */
+function removeTree(at: number, group: string): void {
+  const n = attempt(openat(at, group, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+  if (n === -ENOENT) return;
+  if (n < 0) throw new SysError(-n, `openat ${group}`);
+  {
+    using fd = new Fd(n);
+    for (const entry of readdirSync(`/proc/self/fd/${fd.n}`, { withFileTypes: true }))
+      if (entry.isDirectory()) removeTree(fd.n, entry.name);
+  }
+  now({ ...unlinkat(at, group, AT_REMOVEDIR), allow: ENOENT });
 }
 
 /** Kill what is in it and remove it with all groups below. A group that is gone is no error. */
 export async function remove(group: string): Promise<void> {
   const KILL_MS = 10_000; // a process in uninterruptible sleep may take its time
   try {
-    removeTree(group);
+    removeTree(AT_FDCWD, group);
   } catch (e) {
-    if (isErrno(e, ENOENT)) return;
     if (!isErrno(e, EBUSY)) throw e;
     kill(group);
     await settled(group, "populated", 0, KILL_MS);
-    removeTree(group);
+    removeTree(AT_FDCWD, group);
   }
 }

@@ -1,6 +1,16 @@
 // Listening AF_UNIX sockets as descriptors: bound here or by a container's child, taken from init's store or from
 // systemd. Accepted connections become ordinary sockets of the runtime.
-import { AF_UNIX, accept4, bindUnix, listen, SOCK_NONBLOCK, SOCK_STREAM, socket } from "./calls.ts";
+import { lstatSync } from "node:fs";
+import {
+  AF_UNIX,
+  accept4,
+  bindUnix,
+  connectUnix,
+  listen,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  socket,
+} from "./calls.ts";
 import { EAGAIN, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { attempt, now } from "./now.ts";
@@ -8,12 +18,17 @@ import { EPOLLIN, type Watch, watch } from "./poll.ts";
 
 const ECONNABORTED = 103;
 const RETRY_MS = 1000;
+/** Connections that are accepted before others get a turn: who connects again and again must not keep us here. */
+const TURN = 64;
 
 /** An unbound stream socket, for a child to bind in its own file tree. */
 export const unbound = (): Fd => new Fd(now(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)));
 
-/** Bind and listen at `path` with `mode`, removing a stale socket. */
+/** Bind and listen at `path` with `mode`, in place of a socket that nobody listens at any more; of nothing else. */
 export function bindAt(path: string, mode: number, backlog: number): Fd {
+  const there = lstatSync(path, { throwIfNoEntry: false });
+  if (there && !there.isSocket()) throw new Error(`${path}: not a socket, and not removed`);
+  if (there && listens(path)) throw new Error(`${path}: another program listens there`);
   const fd = unbound();
   const old = process.umask(0o777 & ~mode);
   try {
@@ -29,10 +44,17 @@ export function bindAt(path: string, mode: number, backlog: number): Fd {
   return fd;
 }
 
+/** A full queue is somebody's as well. */
+function listens(path: string): boolean {
+  using probe = unbound();
+  const result = attempt(connectUnix(probe.n, path));
+  return result === 0 || result === -EAGAIN;
+}
+
 /** Hand every connection that arrives on a listening descriptor to `on`, which then owns it. */
 export function accepting(fd: Fd, on: (connection: Fd) => void): Watch {
   const w = watch(fd, EPOLLIN, () => {
-    for (;;) {
+    for (let turn = 0; turn < TURN; turn++) {
       const n = attempt(accept4(fd.n));
       if (n === -EAGAIN) return;
       if (n === -ECONNABORTED) continue;

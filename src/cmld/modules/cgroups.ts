@@ -9,6 +9,8 @@ import { delegate, make } from "../../sys/cgroup.ts";
 import type { Module, Start } from "../module.ts";
 
 const PIDS_DEFAULT = 4096;
+/** Groups that a container may make, and how deep: each costs the kernel memory, and us time when we remove it. */
+const BOUNDS = { "cgroup.max.descendants": "4096", "cgroup.max.depth": "64" };
 /** Files that a delegate owns besides the directory: cgroups(7), /sys/kernel/cgroup/delegate. */
 const DELEGATED = [
   "cgroup.procs",
@@ -58,6 +60,7 @@ export const cgroups: Module = {
     const missing = new Set<string>();
     s.owned.acquire({ kind: "cgroup", path: group }, () => {
       make(group);
+      for (const [file, value] of Object.entries(BOUNDS)) writeFileSync(join(group, file), value);
       for (const { controller, file, value, field } of limits(s)) {
         if (!s.host.controllers.has(controller)) {
           if (field) throw new Error(`${field}: this kernel's cgroup2 has no ${controller} controller here`);

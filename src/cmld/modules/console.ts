@@ -29,6 +29,8 @@ const LINE_MAX = 4096;
 /** One read, and the pause after it: at most 1.2 MiB a second of a container's words are kept. */
 const CHUNK = 65536;
 const PAUSE_MS = 50;
+/** Lines of one read that are kept: each is a write of its own, and a read may be nothing but line ends. */
+const LINES = 512;
 const LIMITS = { fileBytes: 256 << 10, files: 2 };
 
 const pathOf = (s: Start): string => join(s.host.run, "console", s.uuid);
@@ -72,7 +74,8 @@ export const console: Module = {
         lines.push(rest.slice(0, LINE_MAX));
         rest = rest.slice(LINE_MAX);
       }
-      for (const line of lines) say(line.replace(/\r$/, ""));
+      for (const line of lines.slice(0, LINES)) say(line.replace(/\r$/, ""));
+      if (lines.length > LINES) say(`(${lines.length - LINES} lines after this one were left out)`);
       return n;
     };
     let resting: Timer | undefined;

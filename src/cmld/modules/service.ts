@@ -32,6 +32,8 @@ import { GUEST, type Peer, serve } from "../socket.ts";
 const SERVICE_SOCKET = "/run/socket/cml-service";
 const NOTIFY_SOCKET = "/run/socket/cml-notify";
 const BACKLOG = 128;
+/** Datagrams that are read before others get a turn. */
+const DATAGRAMS = 16;
 
 // Signals that ask an init to power off.
 const SIGPWR = 30; // sysvinit(8), upstart
@@ -130,7 +132,7 @@ function answer(s: Start, peer: Peer, m: ServiceToCmldMessage): Promise<void> {
 function listenForReady(s: Start, notify: Fd): Disposable {
   const buffer = mem(4096);
   return watch(notify, EPOLLIN, () => {
-    for (;;) {
+    for (let turn = 0; turn < DATAGRAMS; turn++) {
       const n = attempt({
         call: "recvfrom",
         args: [notify.n, buffer, buffer.length, MSG_DONTWAIT, null, null],
@@ -200,7 +202,8 @@ export const service: Module = {
   async stop(s, p) {
     const first = receivers.get(s)?.first;
     if (first && !first.gone.aborted) {
-      await first.send(CmldToServiceMessage.encode({ code: CmldToServiceMessage.Code.SHUTDOWN }));
+      // Not waited for: one that does not read would hold up the answer to whoever asked for the stop.
+      void first.send(CmldToServiceMessage.encode({ code: CmldToServiceMessage.Code.SHUTDOWN }));
       return true;
     }
     const signal = STOP_SIGNAL[kindOfProcess(p)];

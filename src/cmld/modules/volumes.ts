@@ -10,7 +10,7 @@
 // targets opened with openat2, one component at a time, following no magic link; (4) what belongs there is mounted by
 // descriptor; (5) back to the old root, needed until now because the kernel lets a user namespace mount proc and sysfs
 // only where it sees them whole; pivot_root, and the old root is detached.
-import { existsSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { open as openFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import cserviceBytes from "../../../out/cservice" with { type: "file" };
@@ -126,10 +126,16 @@ async function ownVolume(s: Start, m: Mount): Promise<Fd> {
   mkdirSync(s.imageDir, { recursive: true, mode: 0o755 });
   if (!existsSync(path)) {
     const fresh = `${path}.new`; // renamed only when whole, so a power cut leaves the old state or the new one
-    writeFileSync(fresh, "", { mode: 0o600 });
-    truncateSync(fresh, bytes);
-    await must(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", fresh]);
-    now({ call: "renameat2", args: [sys.AT_FDCWD, fresh, sys.AT_FDCWD, path, 0] });
+    rmSync(fresh, { force: true }); // perhaps the mke2fs of a cmld that was killed still writes to it
+    try {
+      writeFileSync(fresh, "", { mode: 0o600 });
+      truncateSync(fresh, bytes);
+      await must(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", fresh]);
+      now({ call: "renameat2", args: [sys.AT_FDCWD, fresh, sys.AT_FDCWD, path, 0] });
+    } catch (e) {
+      rmSync(fresh, { force: true });
+      throw e;
+    }
     s.log(`made volume ${m.image_file}: ${bytes / MiB} MiB ext4`);
   }
   using file = alone(path, false);
