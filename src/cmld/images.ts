@@ -1,12 +1,27 @@
 // Read-only images of a GuestOS, mounted once and shared: one loop device per image, one superblock, a fresh mount
 // (30 µs instead of 1 ms) for every container that uses it.
 import { statSync } from "node:fs";
-import { MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_RDONLY, O_RDONLY, openat } from "../sys/calls.ts";
+import {
+  MOUNT_ATTR_IDMAP,
+  MOUNT_ATTR_NOATIME,
+  MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_RDONLY,
+  mountSetattr,
+  O_DIRECTORY,
+  O_PATH,
+  O_RDONLY,
+  openat,
+  openat2,
+  RESOLVE_IN_ROOT,
+  RESOLVE_NO_MAGICLINKS,
+} from "../sys/calls.ts";
+import { ENOENT, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attachLoop, type Loop } from "../sys/loop.ts";
 import { mountAsFd } from "../sys/mounts.ts";
-import { now } from "../sys/now.ts";
-import { mountShifted, type Shifted, shift } from "./ownership.ts";
+import { attempt, now } from "../sys/now.ts";
+import { mountOver, type Range } from "./overlay.ts";
+import { idsFrom, mountShifted, type Shifted, shift } from "./ownership.ts";
 
 const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
 
@@ -17,6 +32,15 @@ interface Shared {
   readonly kept: Fd;
   /** Where ids cannot be mapped: the owners of its files for each range of ids, by its first. */
   readonly shifts: Map<number, Promise<Shifted>>;
+  /** Whether the log names how its writable layers are mounted. */
+  told: boolean;
+}
+
+/** Where the image of a GuestOS is. */
+export interface Source {
+  readonly path: string;
+  readonly type: string;
+  readonly data: string;
 }
 
 const shared = new Map<string, Shared>();
@@ -44,6 +68,7 @@ function imageAt(path: string, type: string, data: string): Shared {
         loop,
         kept: mountAsFd(type, loop.path, withReadOnly(data), ATTRIBUTES),
         shifts: new Map(),
+        told: false,
       };
     } catch (e) {
       loop.fd.close();
@@ -56,12 +81,10 @@ function imageAt(path: string, type: string, data: string): Shared {
 
 /** As sharedImage(), with the owners of the files in the range that begins with `uidStart`. `top`: see mountShifted(). */
 export async function shiftedImage(
-  image: { readonly path: string; readonly type: string; readonly data: string },
-  range: { readonly uidStart: number; readonly stage: string; log(line: string): void },
+  { path, type, data }: Source,
+  { uidStart, stage, log }: Range,
   top?: string,
 ): Promise<Fd> {
-  const { path, type, data } = image;
-  const { uidStart, stage, log } = range;
   const { shifts } = imageAt(path, type, data);
   let made = shifts.get(uidStart);
   if (!made) {
@@ -79,6 +102,40 @@ export async function shiftedImage(
     }
   }
   return mountShifted(await made, uidStart, top);
+}
+
+/** A directory of the image, "/" for the whole, with a writable layer in memory whose bounds are `top`: see overlay.ts.
+ * `mapped`: whether its ids can be. Undefined if there is no such directory. */
+export async function writableImage(
+  source: Source,
+  range: Range,
+  { mapped, directory, top }: { mapped: boolean; directory: string; top: string },
+): Promise<Fd | undefined> {
+  using lower = mapped ? await mappedImage(source, range.uidStart) : await shiftedImage(source, range);
+  const opened = attempt(
+    openat2(lower.n, directory, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS),
+  );
+  if (opened === -ENOENT) return undefined;
+  if (opened < 0) throw new SysError(-opened, `${directory} of ${source.path}`);
+  using part = new Fd(opened);
+  const began = performance.now();
+  const whole = mountOver(lower, part, range, top);
+  const image = imageAt(source.path, source.type, source.data);
+  if (!image.told) {
+    const ms = (performance.now() - began).toFixed(1);
+    range.log(`${source.path}: tmpfs takes no user.* xattrs here: cmld mounts its overlays, in ${ms} ms`);
+    image.told = true;
+  }
+  return whole;
+}
+
+async function mappedImage({ path, type, data }: Source, uidStart: number): Promise<Fd> {
+  using ids = await idsFrom(uidStart);
+  using failed = new DisposableStack();
+  const mount = failed.use(sharedImage(path, type, data));
+  now(mountSetattr(mount.n, MOUNT_ATTR_IDMAP, 0, ids.n));
+  failed.move();
+  return mount;
 }
 
 const withReadOnly = (data: string): string => (data === "" ? "ro" : `ro,${data}`);

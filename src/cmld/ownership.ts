@@ -18,6 +18,7 @@ import { attempt, now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
+import { ATTRIBUTES, deliver, spare, writableSteps } from "./overlay.ts";
 
 /** Ids of a range; what an image has beyond them belongs to nobody. */
 const RANGE = 65536;
@@ -37,6 +38,14 @@ export async function mapsIds(type: string, mount: Fd): Promise<boolean> {
 }
 
 async function ask(mount: Fd): Promise<boolean> {
+  using ids = await idsFrom(1);
+  const result = attempt(sys.mountSetattr(mount.n, sys.MOUNT_ATTR_IDMAP, 0, ids.n));
+  if (result < 0 && result !== -EINVAL) throw new SysError(-result, "mapping the ids of a mount");
+  return result >= 0;
+}
+
+/** A user namespace whose ids are the range that begins with `uidStart`, for mounts to be mapped by. */
+export async function idsFrom(uidStart: number): Promise<Fd> {
   const gate = pipe();
   using read = gate.read;
   using write = gate.write;
@@ -44,12 +53,9 @@ async function ask(mount: Fd): Promise<boolean> {
   using pidfd = child.pidfd;
   const over = child.started().catch(() => {});
   try {
-    for (const map of ["uid_map", "gid_map"]) writeFileSync(`/proc/${child.pid}/${map}`, `0 1 ${RANGE}\n`);
-    using userns = new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${child.pid}/ns/user`, sys.O_RDONLY)));
-    const set = sys.mountSetattr(mount.n, sys.MOUNT_ATTR_IDMAP, 0, userns.n);
-    const result = attempt(set);
-    if (result < 0 && result !== -EINVAL) throw new SysError(-result, "mapping the ids of a mount");
-    return result >= 0;
+    for (const map of ["uid_map", "gid_map"])
+      writeFileSync(`/proc/${child.pid}/${map}`, `0 ${uidStart} ${RANGE}\n`);
+    return new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${child.pid}/ns/user`, sys.O_RDONLY)));
   } finally {
     kill(pidfd, SIGKILL);
     await ended(pidfd);
@@ -59,11 +65,6 @@ async function ask(mount: Fd): Promise<boolean> {
 }
 
 const [FS, MNT] = [new Reg(0), new Reg(1)];
-const ATTRIBUTES = sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOATIME;
-
-/** A descriptor for a child that shares our table to put another one over. */
-const spare = (): Fd => new Fd(now(sys.fcntl(2, sys.F_DUPFD_CLOEXEC, 0)));
-const deliver = (from: Reg, to: Fd): Op[] => [sys.dup3(from, to.n, sys.O_CLOEXEC), sys.close(from)];
 
 export interface Shifted {
   /** The mount namespace with the image on /lower and the owners on /shift. */
@@ -114,15 +115,11 @@ export function mountShifted({ layers }: Shifted, uidStart: number, top?: string
     sys.setns(layers.n, sys.CLONE_NEWNS),
     sys.unshare(sys.CLONE_NEWNS), // a copy, that ends with this child
     ...(top === undefined
-      ? mountSteps("overlay", `${lower},ro`, ATTRIBUTES | sys.MOUNT_ATTR_RDONLY, FS, MNT)
-      : [
-          sys.mount("tmpfs", "top", "tmpfs", sys.MS_NODEV, top),
-          sys.mkdir("top/upper", 0o755),
-          sys.mkdir("top/work", 0o755),
-          sys.fchownat(sys.AT_FDCWD, "top/upper", uidStart, uidStart),
-          ...mountSteps("overlay", `${lower},upperdir=top/upper,workdir=top/work`, ATTRIBUTES, FS, MNT),
-        ]),
-    ...deliver(MNT, place),
+      ? [
+          ...mountSteps("overlay", `${lower},ro`, ATTRIBUTES | sys.MOUNT_ATTR_RDONLY, FS, MNT),
+          ...deliver(MNT, place),
+        ]
+      : writableSteps(lower, uidStart, top, place)),
   ]);
   failed.move();
   return place;

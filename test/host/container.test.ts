@@ -12,7 +12,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { volumesWith } from "../../src/cmld/modules/volumes.ts";
+import { type Abilities, volumesWith } from "../../src/cmld/modules/volumes.ts";
+import { mapsIds } from "../../src/cmld/ownership.ts";
 import { O_RDWR, openat } from "../../src/sys/calls.ts";
 import { chain } from "../../src/sys/error.ts";
 import { Fd } from "../../src/sys/fd.ts";
@@ -454,6 +455,33 @@ test("an upper directory that is a link is refused", async () => {
   expect(readdirSync(path)).toEqual([]);
 });
 
+test("what a mount may not do, root of the container cannot give it", async () => {
+  world.image("nodes", (root) => {
+    busyboxRoot(root);
+    Bun.spawnSync(["mknod", "-m", "666", join(root, "srv/null"), "c", "1", "3"]);
+    writeFileSync(join(root, "note"), "");
+  });
+  const { said } = await world.sh(
+    `for at in / /data /note; do for flags in bind,dev bind,rw bind,dev,rw; do busybox mount -o remount,$flags $at; done; done
+     echo x > /srv/null; echo x > /note; cat /note; busybox grep -E ' (/|/data|/note) r' /proc/self/mountinfo`,
+    {
+      mounts: [
+        { mount_point: "/", image_file: "nodes" },
+        { mount_point: "/data", image_file: "locked", fs_type: "ext4", mount_type: Type.EMPTY },
+        { mount_point: "/note", image_file: "note", fs_type: "", mount_type: Type.BIND_FILE },
+      ],
+    },
+  );
+  expect(said).toMatch(/srv\/null: Permission denied/);
+  expect(said).toMatch(/note: Read-only file system/);
+  expect(said).toMatch(/ \/ ro,nodev,noatime/);
+  expect(said).toMatch(/ \/data rw,nodev,noatime/);
+  expect(said).toMatch(/ \/note ro,nosuid,nodev,noexec/);
+});
+
+/** The product's modules as on a kernel that can do less. */
+const on = (kernel: Abilities) => product().map((m) => (m.name === "volumes" ? volumesWith(kernel) : m));
+
 // --- where the kernel cannot map the ids of an image ---------------------------------------------------------------
 
 test("an image whose ids cannot be mapped: owners, special bits and capabilities are right, in two ranges", async () => {
@@ -473,7 +501,7 @@ test("an image whose ids cannot be mapped: owners, special bits and capabilities
     },
     "squashfs",
   );
-  const unmapped = product().map((m) => (m.name === "volumes" ? volumesWith(async () => false) : m));
+  const unmapped = on({ mapsIds: async () => false, tmpfsTakesUserXattrs: () => false });
   const old = { image_file: "old", fs_type: "squashfs" };
   const look =
     "stat -c '%n %u:%g %a' / /bin /bin/sh /srv/big /srv/su /srv/one /srv/two /mnt; cat /srv/one /srv/two; stat -c %s /srv/big; tail -c 3 /srv/big";
@@ -509,6 +537,91 @@ test("an image whose ids cannot be mapped: owners, special bits and capabilities
     ...shared,
     init: ["/bin/sh", "-c", "echo up; sleep 1000"],
     modules: [...unmapped, stay.module],
+  });
+  await c.start({ setup: false });
+  await stay.line();
+  const cap = Bun.spawnSync(["getcap", "-n", `/proc/${c.pid}/root/srv/ping`]).stdout.toString();
+  expect(cap).toContain(`cap_net_raw=ep [rootid=${UID_START}]`);
+  await c.kill();
+  stay.close();
+});
+
+test("where a tmpfs takes no user.* xattrs, directories of an image can be replaced all the same", async () => {
+  world.image("tree", (root) => {
+    busyboxRoot(root);
+    mkdirSync(join(root, "srv/a/b"), { recursive: true });
+    writeFileSync(join(root, "srv/a/b/file"), "of the image\n");
+    writeFileSync(join(root, "srv/su"), "");
+    writeFileSync(join(root, "srv/ping"), "");
+    Bun.spawnSync(["chmod", "4755", join(root, "srv/su")]);
+    Bun.spawnSync(["chown", "7:8", join(root, "srv/a/b/file")]);
+    Bun.spawnSync(["setcap", "cap_net_raw+ep", join(root, "srv/ping")]);
+    Bun.spawnSync(["mknod", "-m", "666", join(root, "srv/null"), "c", "1", "3"]);
+    symlinkSync("/srv", join(root, "link"));
+  });
+  const modules = on({ mapsIds, tmpfsTakesUserXattrs: () => false });
+  const tree = { image_file: "tree", mount_type: Type.SHARED_RW };
+  const mounts = [{ mount_point: "/", ...tree }, { mount_point: "/mnt", ...tree }, ETC];
+  for (const uidStart of [UID_START, UID_START + 100_000])
+    for (const at of ["", "/mnt"]) {
+      const { said } = await world.sh(
+        `cd ${at}/srv && stat -c '%n %u:%g %a' . su a/b a/b/file; rm -r a && mkdir a && ls a; echo new > a/b; cat a/b;
+         busybox mv /bin/ls /bin/ls2; rm -r ../tmp; mkdir ../tmp; touch ../tmp/x; stat -c %u:%g ../tmp/x;
+         echo e > /etc/e; cat /etc/e; busybox chown 9:9 su; stat -c '%u:%g %a' su; mknod x c 1 3`,
+        { mounts, modules, uidStart },
+      );
+      expect(said.split("\n")).toEqual([
+        ". 0:0 755",
+        "su 0:0 4755",
+        "a/b 0:0 755",
+        "a/b/file 7:8 644",
+        "new",
+        "0:0",
+        "e",
+        "9:9 755",
+        "mknod: x: Operation not permitted",
+      ]);
+    }
+  expect((await world.sh("cat /srv/a/b/file /mnt/srv/a/b/file", { mounts, modules })).said).toBe(
+    "of the image\nof the image",
+  );
+  expect(world.log.filter((l) => /tree\.img: .*cmld mounts its overlays, in/.test(l)).length).toBe(1);
+
+  // OVERLAY_RW in memory over a directory of the image, over one that is a link, over none, and over all of it.
+  const memory = (mount_point: string) => ({ mount_point, fs_type: "tmpfs", mount_type: Type.OVERLAY_RW });
+  for (const mount_type of [Type.SHARED, Type.SHARED_RW])
+    for (const at of [["/srv"], ["/srv", "/none"], ["/link/a", "/etc"], ["/"], ["//"]]) {
+      const stacked = [{ mount_point: "/", ...tree, mount_type }, ...at.map(memory)];
+      if (mount_type === Type.SHARED && at.includes("/none")) continue; // cannot be made
+      const { said } = await world.sh(
+        `cd ${at[0] === "/link/a" ? "/srv/a" : "/srv"} && echo d > d && ${at[0] === "/link/a" ? "rm -r b && mkdir b && ls b" : "rm -r a && mkdir a && ls a"}; ls; test -d /none && echo x > /none/x`,
+        { mounts: stacked, modules },
+      );
+      expect([at, said.split("\n").join(" ")]).toEqual([
+        at,
+        at[0] === "/link/a" ? "b d" : "a d file null ping su",
+      ]);
+    }
+
+  // It belongs to the host's root, and the container cannot make it more than it was given.
+  const { said } = await world.sh(
+    `for flags in remount,size=99% remount,bind,dev remount,dev remount,bind,suid; do busybox mount -o $flags /; done
+     echo x > /srv/null; cat /proc/self/mountinfo`,
+    { mounts, modules },
+  );
+  expect(said).toMatch(/srv\/null: Permission denied/);
+  expect(said).toMatch(/ \/ \/ rw,nodev,noatime.* - overlay /);
+
+  const bounded = { mounts, modules, config: { tmpfs_size: 2 } };
+  expect((await world.sh("dd if=/dev/zero of=/x bs=1M count=3", bounded)).said).toContain(
+    "No space left on device",
+  );
+
+  const stay = new Said();
+  const c = world.container({
+    mounts,
+    init: ["/bin/sh", "-c", "echo up; sleep 1000"],
+    modules: [...modules, stay.module],
   });
   await c.start({ setup: false });
   await stay.line();

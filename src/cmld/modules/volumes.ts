@@ -23,8 +23,10 @@ import { attachLoop } from "../../sys/loop.ts";
 import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
-import { sharedImage, shiftedImage } from "../images.ts";
+import { sharedImage, shiftedImage, writableImage } from "../images.ts";
+import { lockFlags } from "../locked.ts";
 import { type Module, Slot, type Start } from "../module.ts";
+import { tmpfsTakesUserXattrs } from "../overlay.ts";
 import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
 
@@ -67,7 +69,7 @@ interface Volume {
   readonly fd?: Fd;
   /** Its files belong to the container's ids already: the mount needs no map. */
   readonly shifted?: boolean;
-  /** SHARED_RW, and its writable layer is part of it already. */
+  /** SHARED_RW or OVERLAY_RW, and all its layers are in it already. */
   readonly whole?: boolean;
   /** A descriptor number that is the child's to use for the overlay's layers: [lower, upper, work]. */
   readonly slots?: readonly [Fd, Fd, Fd];
@@ -90,6 +92,7 @@ const plans = new Slot<Plan>();
 const isTmpfs = (m: Mount): boolean => m.fs_type.startsWith("tmpfs");
 const isOverlay = (m: Mount): boolean =>
   m.mount_type === T.SHARED_RW || m.mount_type === T.OVERLAY_RW || m.mount_type === T.OVERLAY_RO;
+const isImage = (m: Mount): boolean => m.mount_type === T.SHARED || m.mount_type === T.SHARED_RW;
 const isBind = (m: Mount): boolean => m.mount_type === T.BIND_FILE || m.mount_type === T.BIND_FILE_RW;
 const isRoot = (m: Mount): boolean => /^\/*$/.test(m.mount_point);
 const wanted = (s: Start): Mount[] =>
@@ -199,27 +202,76 @@ function sharedFile(s: Start, m: Mount): Fd {
   return fd;
 }
 
-type CanMap = (type: string, mount: Fd) => Promise<boolean>;
-
-/** An image of the GuestOS: mapped when the container's ids are known, or shifted where that can't be. */
-async function imageOf(s: Start, m: Mount, canMap: CanMap): Promise<Omit<Volume, "mount">> {
-  const image = { path: join(s.osDir, `${m.image_file}.img`), type: m.fs_type, data: m.mount_data };
-  {
-    using probe = sharedImage(image.path, image.type, image.data);
-    if (await canMap(m.fs_type, probe)) return { fd: sharedImage(image.path, image.type, image.data) };
-  }
-  const range = { uidStart: s.uidStart, stage: stage(s), log: s.log };
-  const whole = m.mount_type === T.SHARED_RW;
-  const top = whole ? tmpfsData(s, { ...m, mount_data: "" }) : undefined;
-  return { fd: await shiftedImage(image, range, top), shifted: true, whole };
+/** What the running kernel can do; tests pretend. */
+export interface Abilities {
+  /** Whether mounts of a file system can map ids. `mount`, one of them, is spoilt by the question. */
+  mapsIds(type: string, mount: Fd): Promise<boolean>;
+  /** Whether the child can keep the writable layer of an overlay in a tmpfs. */
+  tmpfsTakesUserXattrs(): boolean;
 }
 
-async function volume(s: Start, m: Mount, canMap: CanMap): Promise<Omit<Volume, "mount">> {
-  if (
-    !isTmpfs(m) &&
-    (m.mount_type === T.SHARED || m.mount_type === T.SHARED_RW || m.mount_type === T.OVERLAY_RO)
-  )
-    return imageOf(s, m, canMap);
+const sourceOf = (s: Start, m: Mount) => ({
+  path: join(s.osDir, `${m.image_file}.img`),
+  type: m.fs_type,
+  data: m.mount_data,
+});
+const rangeOf = (s: Start) => ({ uidStart: s.uidStart, stage: stage(s), log: s.log });
+/** The bounds of a SHARED_RW's writable layer. */
+const topOf = (s: Tree, m: Mount): string => tmpfsData(s, { ...m, mount_data: "" });
+
+async function canMap(s: Start, m: Mount, kernel: Abilities): Promise<boolean> {
+  const { path, type, data } = sourceOf(s, m);
+  using probe = sharedImage(path, type, data);
+  return await kernel.mapsIds(type, probe);
+}
+
+/** An image of the GuestOS: its ids are mapped when the container's are known, or are right already. */
+async function imageOf(s: Start, m: Mount, kernel: Abilities): Promise<Omit<Volume, "mount">> {
+  const source = sourceOf(s, m);
+  const mapped = await canMap(s, m, kernel);
+  const top = m.mount_type === T.SHARED_RW ? topOf(s, m) : undefined;
+  if (!mapped)
+    return { fd: await shiftedImage(source, rangeOf(s), top), shifted: true, whole: top !== undefined };
+  const fd =
+    top !== undefined && !kernel.tmpfsTakesUserXattrs()
+      ? await writableImage(source, rangeOf(s), { mapped, directory: "/", top })
+      : undefined;
+  if (fd) return { fd, shifted: true, whole: true };
+  return { fd: sharedImage(source.path, source.type, source.data) };
+}
+
+/** OVERLAY_RW in a tmpfs over a directory of the image `below`, on a kernel where the child cannot make it. */
+async function overImage(
+  s: Start,
+  m: Mount,
+  below: Mount,
+  kernel: Abilities,
+): Promise<Omit<Volume, "mount">> {
+  const directory = `/${m.mount_point.slice(below.mount_point.replace(/\/+$/, "").length)}`;
+  const mapped = await canMap(s, below, kernel);
+  const fd = await writableImage(sourceOf(s, below), rangeOf(s), { mapped, directory, top: tmpfsData(s, m) });
+  return fd ? { fd, shifted: true, whole: true } : {};
+}
+
+/** The volume that a mount point lies in, of those before it. */
+function beneath(list: readonly Volume[], m: Mount): Mount | undefined {
+  const folder = (path: string) => path.replace(/\/*$/, "/");
+  return list.findLast(({ mount }) => folder(m.mount_point).startsWith(folder(mount.mount_point)))?.mount;
+}
+
+async function volume(
+  s: Start,
+  m: Mount,
+  kernel: Abilities,
+  list: readonly Volume[],
+): Promise<Omit<Volume, "mount">> {
+  if (isImage(m) || m.mount_type === T.OVERLAY_RO) {
+    if (!isTmpfs(m)) return imageOf(s, m, kernel);
+  } else if (m.mount_type === T.OVERLAY_RW && isTmpfs(m) && !kernel.tmpfsTakesUserXattrs()) {
+    const below = beneath(list, m);
+    if (below && isImage(below) && !isTmpfs(below)) return overImage(s, m, below, kernel);
+    s.log(`${m.mount_point}: tmpfs takes no user.* xattrs here: what is below it can't be replaced`);
+  }
   const fd = await volumeFd(s, m);
   return fd ? { fd } : {};
 }
@@ -351,10 +403,7 @@ function rootSteps(s: Tree, plan: Plan): { steps: Op[]; root: string } {
       );
     } else {
       if (m.mount_type === T.SHARED_RW)
-        steps.push(
-          sys.mkdir(upper, 0o755),
-          sys.mount("tmpfs", upper, "tmpfs", sys.MS_NODEV, tmpfsData(s, { ...m, mount_data: "" })),
-        );
+        steps.push(sys.mkdir(upper, 0o755), sys.mount("tmpfs", upper, "tmpfs", sys.MS_NODEV, topOf(s, m)));
       steps.push(sys.mkdir(`${upper}/upper`, 0o755), sys.mkdir(`${upper}/work`, 0o755));
       for (const name of ["upper", "work"]) steps.push(...ownDirectory(`${upper}/${name}`));
       steps.push(
@@ -399,10 +448,7 @@ function layerSteps(s: Tree, plan: Plan): Op[] {
     let top = layer;
     if (m.mount_type === T.SHARED_RW) {
       top = `${i}.top`;
-      steps.push(
-        sys.mkdir(top, 0o755),
-        sys.mount("tmpfs", top, "tmpfs", sys.MS_NODEV, tmpfsData(s, { ...m, mount_data: "" })),
-      );
+      steps.push(sys.mkdir(top, 0o755), sys.mount("tmpfs", top, "tmpfs", sys.MS_NODEV, topOf(s, m)));
       steps.push(...open(layer, slots[0]));
     }
     steps.push(sys.mkdir(`${top}/upper`, 0o755), sys.mkdir(`${top}/work`, 0o755));
@@ -540,8 +586,7 @@ export function tree(s: Tree, plan: Plan): Op[] {
   ];
 }
 
-/** `canMap`: whether mounts of a file system can map ids. */
-export const volumesWith = (canMap: CanMap): Module => ({
+export const volumesWith = (kernel: Abilities): Module => ({
   name: "volumes",
   namespaces: (s) => sys.CLONE_NEWNS | sys.CLONE_NEWPID | (s.config.netns ? sys.CLONE_NEWNET : 0n),
 
@@ -550,7 +595,7 @@ export const volumesWith = (canMap: CanMap): Module => ({
     const spare = (): Fd => s.owned.use(new Fd(now(sys.fcntl(2, sys.F_DUPFD_CLOEXEC, 0))));
     for (const mount of wanted(s)) {
       try {
-        const made = await volume(s, mount, canMap);
+        const made = await volume(s, mount, kernel, list);
         if (made.fd) s.owned.use(made.fd);
         const stacked = isOverlay(mount) && !isRoot(mount) && !made.whole;
         const slots = stacked ? ([spare(), spare(), spare()] as const) : undefined;
@@ -585,6 +630,8 @@ export const volumesWith = (canMap: CanMap): Module => ({
       );
       now(sys.mountSetattr(executable.n, sys.MOUNT_ATTR_RDONLY | NOSUID | NODEV));
     }
+    const given = list.flatMap(({ mount, fd }) => (fd ? [{ fd, isFile: isBind(mount) }] : []));
+    lockFlags([...given, ...(executable ? [{ fd: executable, isFile: true }] : [])], stage(s));
     plans.set(s, {
       volumes: list,
       dev,
@@ -612,7 +659,7 @@ export const volumesWith = (canMap: CanMap): Module => ({
   child: (s) => tree(s, plans.need(s)),
 });
 
-export const volumes = volumesWith(mapsIds);
+export const volumes = volumesWith({ mapsIds, tmpfsTakesUserXattrs });
 
 let helperBytes: Uint8Array | undefined;
 const helper = (): Uint8Array => {
