@@ -71,6 +71,16 @@ An empty read-only tmpfs lies over: ${code(MASKED_DIRECTORIES)}
 
 Read-only: ${code(READ_ONLY)}; except \`/proc/sys/net\` in a container with its own network namespace.
 
+## Commands in a running container
+
+\`control run\` starts a process that is born in the container's pid namespace, joins the other namespaces, closes every
+descriptor of the daemon, and only then enters the container's control group (which the container may freeze) and looks
+anything up in its file tree. It gets the same filter, capabilities and limits as the container's init, the environment
+PATH, HOME, USER, TERM (with a terminal) and what was asked for. Its terminal is one of the container's own /dev/pts. A
+link to /proc/self/exe is not followed, so the daemon's executable is never run inside.
+
+## What the masks are for
+
 The masks keep programs from seeing what is not theirs; they are not what keeps root in the container from using it:
 root could unmount them, as in every container that may mount. What is under them belongs to ids that the container
 does not have, and is judged by capabilities in the host's user namespace. So that nested containers can mount a

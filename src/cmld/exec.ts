@@ -1,5 +1,5 @@
-// A further process in a running container: `control run`. It is born in the container's pid namespace and control
-// group, joins the other namespaces, and gets the container's filter, capabilities and limits.
+// A further process in a running container: `control run`. It is born in the container's pid namespace, joins the other
+// namespaces and the control group, and gets the container's filter, capabilities and limits.
 //
 // Of the host it brings nothing but its standard input and output: every other descriptor is closed, not only marked,
 // before a path of the container is looked up, so no link to /proc/self/fd leads out; and until its execve it cannot
@@ -27,7 +27,6 @@ import {
   fcntl,
   ioctl,
   O_CLOEXEC,
-  O_DIRECTORY,
   O_NOCTTY,
   O_NONBLOCK,
   O_PATH,
@@ -287,8 +286,9 @@ function candidates(command: string, env: readonly string[]): string[] {
   return path.split(":").map((dir) => join(dir || ".", command));
 }
 
-/** The life of the process up to its execve. Pure, but for what enter() looks up. */
-export function program(target: Target, plan: Plan, report: number): Op[] {
+/** The life of the process up to its execve. Pure, but for what enter() looks up. `group`: the cgroup.procs of where it
+ * is to live. It goes there once it has nothing of ours any more: the container may freeze its own groups. */
+export function program(target: Target, plan: Plan, group: number, report: number): Op[] {
   const { user, argv, env, stdio } = plan;
   const paths = candidates(argv[0]!, env);
   const gate = "gate" in stdio ? [stdio.gate] : [];
@@ -299,7 +299,8 @@ export function program(target: Target, plan: Plan, report: number): Op[] {
     setsid(),
     ...("gate" in stdio ? [] : [dup3(stdio.input, 0), dup3(stdio.output, 1), dup3(stdio.output, 2)]),
     ...enter(target),
-    ...closeAllBut([report, ...gate]),
+    ...closeAllBut([report, group, ...gate]),
+    writeText(group, "0"), // judged by who opened it (Linux 5.16)
     ...("gate" in stdio ? terminalOps(stdio.gate, user) : []),
     ...closeAllBut([report]),
     umask(0o022),
@@ -412,7 +413,7 @@ class Running implements Session {
       cwd: request.cwd || (request.user ? undefined : "/"),
       stdio,
     };
-    const child = launch((report) => program(target, plan, report), 0n, group.n, target.pidfd);
+    const child = launch((report) => program(target, plan, group.n, report), 0n, -1, target.pidfd);
     this.#pid = child.pid;
     this.#pidfd = child.pidfd;
     ours.move(); // from here on #finish() closes them
@@ -609,13 +610,13 @@ function environment(request: Request, user: User): string[] {
   return [...defaults.filter((e) => !given.has(e.slice(0, e.indexOf("=")))), ...request.env];
 }
 
-/** The group that the process is born in; made when the container has none, and its own to manage. */
+/** cgroup.procs of the group that the process is to live in; made when the container has none, and its own to manage. */
 function leaf(target: Target): Fd {
   const path = join(target.cgroup, LEAF);
   mkdirSync(path, { recursive: true, mode: 0o755 });
   for (const file of ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"])
     chownSync(join(path, file), target.uidStart, target.uidStart);
-  return new Fd(now(openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY)));
+  return new Fd(now(openat(AT_FDCWD, join(path, "cgroup.procs"), O_WRONLY)));
 }
 
 /** What a client may ask for; throws the reason why not. */

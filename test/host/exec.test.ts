@@ -324,14 +324,18 @@ test("a child that lives on is not waited for, and cannot hold the end up", asyn
 test("a frozen container: the client may go", async () => {
   await web.freeze();
   const waiting = sh("echo up", { pty: true });
-  await Bun.sleep(20); // /proc tells nobody of a change // it is in the kernel's hands
+  await Bun.sleep(20); // it is in the kernel's hands: nobody tells us that nothing happens
   expect(waiting.over).toBe(false);
   await web.unfreeze();
   expect(await waiting.ended).toEqual({ status: 0 });
 
+  // It stands still with nothing of ours but what it needs: no socket, no lock, nobody's connection.
   await web.freeze();
   const given = sh("sleep 1000");
-  await Bun.sleep(20); // as above // /proc tells nobody of a change
+  const procs = join(target.cgroup, "cmld-injected/cgroup.procs");
+  await until(() => (readFileSync(procs, "utf8") === "" ? ["nobody in the group"] : []));
+  const held = readdirSync(`/proc/${readFileSync(procs, "utf8").trim()}/fd`);
+  expect(held.length).toBeLessThanOrEqual(5); // three, the group, where to report a failure
   given.session.hangup();
   await web.unfreeze();
   await nobody("sleep 1000");
