@@ -23,6 +23,7 @@ import { Ledger, type Running } from "./ledger.ts";
 import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
 import { childGroupOf } from "./modules/cgroups.ts";
+import { volumeFile, volumeSize } from "./modules/volumes.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
@@ -370,9 +371,8 @@ export class Manager implements Daemon {
     const has = new Set(imageDir ? await readdir(imageDir).catch(() => []) : []);
     for (const m of os.config.mounts) {
       if (m.mount_type !== OVERLAY_RW && m.mount_type !== EMPTY) continue;
-      const size = draft.config.image_sizes.find((i) => i.image_name === m.image_file);
-      if (m.fs_type.startsWith("tmpfs") || has.has(`${size?.image_file || m.image_file}.plain.img`)) continue;
-      need += (size?.image_size || m.def_size) * 2 ** 20;
+      if (m.fs_type.startsWith("tmpfs") || has.has(volumeFile(draft.config, m))) continue;
+      need += volumeSize(draft.config, m) * 2 ** 20;
     }
     const { disk_system: total, disk_system_free: free } = await this.deviceStats();
     if (need > 0 && free - need * OVERHEAD < total * SPARE)

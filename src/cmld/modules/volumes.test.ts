@@ -3,7 +3,7 @@ import { GuestOSMount } from "../../../proto/gen/proto.js";
 import { Fd } from "../../sys/fd.ts";
 import { show } from "../../sys/op.ts";
 import type { Start } from "../module.ts";
-import { type Plan, tree } from "./volumes.ts";
+import { type Plan, tree, volumeFile, volumeSize } from "./volumes.ts";
 
 const T = GuestOSMount.Type;
 const s = { host: { run: "/run/cml" }, config: { tmpfs_size: 0 } } as unknown as Start;
@@ -181,4 +181,18 @@ test("what makes no sense is refused", () => {
   expect(() => steps([volume(T.OVERLAY_RW, "/", {}, "ext4")])).toThrow(
     "i: an overlay on / needs a root before it",
   );
+});
+
+test("a volume's size and file: the container's word, else the GuestOS', never too small", () => {
+  const m = { image_file: "data", def_size: 512 } as Volume["mount"];
+  const says = (image_size: number, image_file = "") => ({
+    image_sizes: [{ image_name: "data", image_size, image_file }],
+  });
+  expect([volumeSize({ image_sizes: [] }, m), volumeFile({ image_sizes: [] }, m)]).toEqual([
+    512,
+    "data.plain.img",
+  ]);
+  expect([volumeSize(says(64), m), volumeFile(says(64), m)]).toEqual([64, "data.plain.img"]);
+  expect([volumeSize(says(1), m), volumeSize(says(0, "other"), m)]).toEqual([10, 512]);
+  expect(volumeFile(says(0, "other"), m)).toBe("other.plain.img");
 });

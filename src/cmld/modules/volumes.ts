@@ -98,16 +98,16 @@ const isRoot = (m: Mount): boolean => /^\/*$/.test(m.mount_point);
 const wanted = (s: Start): Mount[] =>
   s.guestos.mounts.filter((m) => m.mount_type !== T.FLASH && m.mount_type !== T.STORE_ONLY);
 
-function sizeOf(s: Start, m: Mount): number {
-  const named = s.config.image_sizes.find((i) => i.image_name === m.image_file);
-  return Math.max(named?.image_size ?? m.def_size, IMAGE_MIN);
-}
+type Sized = Pick<Start["config"], "image_sizes">;
+const named = (c: Sized, m: Mount) => c.image_sizes.find((i) => i.image_name === m.image_file);
 
-/** The file that holds a container's own volume; plain until volumes are encrypted. */
-const fileOf = (s: Start, m: Mount): string => {
-  const named = s.config.image_sizes.find((i) => i.image_name === m.image_file)?.image_file;
-  return join(s.imageDir, `${named || m.image_file}.plain.img`);
-};
+/** Size of a container's own volume, MiB: what its configuration says, else what the GuestOS does. */
+export const volumeSize = (c: Sized, m: Mount): number =>
+  Math.max(named(c, m)?.image_size || m.def_size, IMAGE_MIN);
+
+/** The file that holds it, in the container's folder; plain until volumes are encrypted. */
+export const volumeFile = (c: Sized, m: Mount): string =>
+  `${named(c, m)?.image_file || m.image_file}.plain.img`;
 
 /** Open an image file for this container alone. The lock is the open file's, so the loop device holds it for as long
  * as it lives, whoever has attached it: two file systems on one file would destroy each other. */
@@ -124,8 +124,8 @@ function alone(path: string, readOnly: boolean): Fd {
 async function ownVolume(s: Start, m: Mount): Promise<Fd> {
   if (m.fs_type !== "ext4")
     throw new Error(`${m.image_file}: fs_type ${m.fs_type}: only ext4 and tmpfs can be made here`);
-  const path = fileOf(s, m);
-  const bytes = sizeOf(s, m) * MiB;
+  const path = join(s.imageDir, volumeFile(s.config, m));
+  const bytes = volumeSize(s.config, m) * MiB;
   mkdirSync(s.imageDir, { recursive: true, mode: 0o755 });
   if (!existsSync(path)) {
     const fresh = `${path}.new`; // renamed only when whole, so a power cut leaves the old state or the new one
@@ -531,12 +531,12 @@ function configuredMounts(s: Tree, plan: Plan): Op[] {
         sys.close(MNT),
       ];
     }
-    const named = (slot: Fd) => `/proc/self/fd/${slot.n}`;
+    const held = (slot: Fd) => `/proc/self/fd/${slot.n}`;
     const [lower, upper, work] = slots;
     const layers =
       m.mount_type === T.OVERLAY_RO
-        ? `lowerdir=${named(upper)}:${named(lower)}`
-        : `lowerdir=${named(lower)},upperdir=${named(upper)},workdir=${named(work)}`;
+        ? `lowerdir=${held(upper)}:${held(lower)}`
+        : `lowerdir=${held(lower)},upperdir=${held(upper)},workdir=${held(work)}`;
     const attributes = NODEV | (m.mount_type === T.OVERLAY_RO ? sys.MOUNT_ATTR_RDONLY : 0);
     return [
       ...made(m.mount_point, "directory"),
