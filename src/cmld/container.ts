@@ -14,7 +14,7 @@ import { now } from "../sys/now.ts";
 import { show } from "../sys/op.ts";
 import { ended, readable } from "../sys/poll.ts";
 import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts";
-import type { ContainerConfig, GuestOsConfig } from "./config.ts";
+import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
 import { childGroupOf, groupOf } from "./modules/cgroups.ts";
@@ -151,6 +151,10 @@ export class Container implements ContainerLife {
       return undefined; // not installed: shown as "none"
     }
   }
+  /** For people: in quotes where it breaks the rule of names. */
+  get #name(): string {
+    return shownName(this.#config.name);
+  }
   get isC0(): boolean {
     return this.uuid === C0_UUID;
   }
@@ -175,7 +179,7 @@ export class Container implements ContainerLife {
 
   #to(state: State): void {
     const from = this.#state;
-    this.#state = move(this.#config.name, from, state);
+    this.#state = move(this.#name, from, state);
     if (from === state) return;
     if (state === "STOPPED" || state === "REBOOTING") {
       if (this.#pending) this.#config = this.#pending;
@@ -195,7 +199,7 @@ export class Container implements ContainerLife {
     const { around, uuid } = this;
     return {
       uuid,
-      name: this.#config.name,
+      name: this.#name,
       isC0: this.isC0,
       setup,
       config: this.#config,
@@ -219,7 +223,7 @@ export class Container implements ContainerLife {
       },
       log: (line) => {
         const rationed = this.#ration.take(line);
-        if (rationed !== undefined) around.log(`${this.#config.name}: ${rationed}`);
+        if (rationed !== undefined) around.log(`${this.#name}: ${rationed}`);
       },
     };
   }
@@ -244,7 +248,7 @@ export class Container implements ContainerLife {
   }
 
   async start({ setup }: { setup: boolean }): Promise<void> {
-    const name = this.#config.name;
+    const name = this.#name;
     if (setup) throw new Error(`${name}: setup mode is not available yet`);
     if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
     this.#to("STARTING");
@@ -256,7 +260,7 @@ export class Container implements ContainerLife {
 
   async #start(setup: boolean, before: Promise<unknown>): Promise<void> {
     const { around } = this;
-    const name = this.#config.name;
+    const name = this.#name;
     await before;
     let ledger: Ledger | undefined;
     const kept: string[] = [];
@@ -354,7 +358,7 @@ export class Container implements ContainerLife {
     clearTimeout(live.timer);
     live.timer = setTimeout(() => {
       if (!still()) return;
-      this.around.log(`${this.#config.name}: ${what} after ${ms / 1000} s: killed`);
+      this.around.log(`${this.#name}: ${what} after ${ms / 1000} s: killed`);
       killGroup(this.group);
     }, ms);
   }
@@ -369,7 +373,7 @@ export class Container implements ContainerLife {
     try {
       await live.ledger.release();
     } catch (e) {
-      around.log(`${this.#config.name}: ${chain(e)}`);
+      around.log(`${this.#name}: ${chain(e)}`);
     }
     live.process.pidfd.close();
     this.#live = undefined;
@@ -416,7 +420,7 @@ export class Container implements ContainerLife {
     for (const m of this.around.modules)
       await hook(m, "started", () => m.started?.(s, live.process)).catch((e) => s.log(chain(e)));
     this.#watch(live);
-    this.around.log(`${this.#config.name}: adopted, pid ${running.pid}, ${this.#state}`);
+    this.around.log(`${this.#name}: adopted, pid ${running.pid}, ${this.#state}`);
     return true;
   }
 
@@ -428,7 +432,7 @@ export class Container implements ContainerLife {
   }
 
   async stop(): Promise<void> {
-    const name = this.#config.name;
+    const name = this.#name;
     if (this.#state === "REBOOTING") return this.kill();
     if (this.#frozen) await this.unfreeze();
     const live = this.#live;
@@ -474,7 +478,7 @@ export class Container implements ContainerLife {
     const live = this.#live;
     if (this.#frozen) return;
     if (!live || (this.#state !== "RUNNING" && this.#state !== "SETUP"))
-      throw new Error(`${this.#config.name} is ${this.#state}: cannot freeze`);
+      throw new Error(`${this.#name} is ${this.#state}: cannot freeze`);
     live.frozenFrom = this.#state;
     this.#to("FREEZING");
     writeFileSync(join(this.group, "cgroup.freeze"), "1");
@@ -484,14 +488,14 @@ export class Container implements ContainerLife {
       return;
     }
     if (this.#live === live) await this.unfreeze();
-    throw new Error(`${this.#config.name}: not frozen after ${FREEZE_MS / 1000} s`);
+    throw new Error(`${this.#name}: not frozen after ${FREEZE_MS / 1000} s`);
   }
 
   async unfreeze(): Promise<void> {
     const live = this.#live;
     if (!live || !this.#frozen) {
       if (this.#state === "RUNNING" || this.#state === "SETUP") return;
-      throw new Error(`${this.#config.name} is ${this.#state}: not frozen`);
+      throw new Error(`${this.#name} is ${this.#state}: not frozen`);
     }
     writeFileSync(join(this.group, "cgroup.freeze"), "0");
     await settled(this.group, "frozen", 0, FREEZE_MS);
@@ -507,7 +511,7 @@ export class Container implements ContainerLife {
 
   explain(): Promise<string[]> {
     if (this.#state !== "STOPPED")
-      return Promise.reject(new Error(`${this.#config.name} is ${this.#state}: stop it first`));
+      return Promise.reject(new Error(`${this.#name} is ${this.#state}: stop it first`));
     const before = this.#starting;
     const explaining = this.#explain(before);
     this.#starting = explaining.catch(() => {}); // a start waits until this has let go

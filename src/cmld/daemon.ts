@@ -503,7 +503,7 @@ export class Manager implements Daemon {
     const c = this.#managed(known);
     if (!c.process) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
     const target = {
-      name: c.config.name,
+      name: shownName(c.config.name),
       pid: c.process.pid,
       pidfd: c.process.pidfd,
       cgroup: childGroupOf({ host: this.#m.host, uuid: c.uuid }),

@@ -31,6 +31,7 @@ export interface Host {
 /** One start of one container. */
 export interface Start {
   readonly uuid: string;
+  /** For people: in quotes where it breaks the rule of names. */
   readonly name: string;
   readonly isC0: boolean;
   readonly setup: boolean;

@@ -8,7 +8,7 @@ import { program } from "./program.ts";
 
 const start = {
   name: "web",
-  config: { init_env: ["B=2"] },
+  config: { name: "web", init_env: ["B=2"] },
   guestos: { init_path: "/sbin/init", init_param: ["--now"], init_env: ["A=1"] },
 } as unknown as Start;
 const text = (modules: readonly Module[]): string =>

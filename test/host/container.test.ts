@@ -74,6 +74,17 @@ test("root inside is the first id of the range outside, in namespaces of its own
   expect(said).toMatch(/pid 1\nhost0\nlo$/); // first of its pid namespace; its network namespace has its own links only
 });
 
+test("a name from before there was a rule: a host name of it, quotes in the log and in errors", async () => {
+  const name = `a "b"\n${"long ".repeat(20)}`;
+  const { said } = await world.sh("hostname", { config: { name } });
+  expect(said).toBe(`a-b-${"long-".repeat(20)}`.slice(0, 63));
+  const shown = JSON.stringify(name);
+  expect(await world.failure({ config: { name }, osDir: "/no/such" })).toStartWith(`start ${shown}: `);
+  await expect(world.container({ config: { name } }).freeze()).rejects.toThrow(
+    `${shown} is STOPPED: cannot freeze`,
+  );
+});
+
 test("its uptime begins at 0", async () => {
   const { said } = await world.sh("cat /proc/uptime");
   expect(Number(said.split(" ")[0])).toBeLessThan(2);

@@ -173,7 +173,7 @@ export class World implements AsyncDisposable {
         token_type: ContainerTokenType.NONE,
         ...recipe.config,
       } as never,
-      { device: this.host.device, provisioned: false, loaded: false },
+      { device: this.host.device, provisioned: false, loaded: true },
     );
     const around: Surroundings = {
       host: this.host,

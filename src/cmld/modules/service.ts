@@ -25,6 +25,7 @@ import { mem } from "../../sys/mem.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { EPOLLIN, watch } from "../../sys/poll.ts";
 import { kill, SIGTERM } from "../../sys/process.ts";
+import { plainName } from "../config.ts";
 import { type Module, type Process, Slot, type Start } from "../module.ts";
 import { CSERVICE } from "../program.ts";
 import { GUEST, type Peer, serve } from "../socket.ts";
@@ -114,7 +115,10 @@ function answer(s: Start, peer: Peer, m: ServiceToCmldMessage): Promise<void> {
       return Promise.resolve();
     case Ask.CONTAINER_CFG_NAME_REQ:
       return peer.send(
-        CmldToServiceMessage.encode({ code: Say.CONTAINER_CFG_NAME, container_cfg_name: s.name }),
+        CmldToServiceMessage.encode({
+          code: Say.CONTAINER_CFG_NAME,
+          container_cfg_name: plainName(s.config.name),
+        }),
       );
     case Ask.CONTAINER_CFG_DNS_REQ: {
       const dns = s.config.dns_server || s.host.device.host_dns;
