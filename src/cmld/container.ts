@@ -18,6 +18,7 @@ import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts
 import { Ledger, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
 import { childGroupOf, groupOf } from "./modules/cgroups.ts";
+import { withoutEffect } from "./pending.ts";
 import { program } from "./program.ts";
 import { isUp, move, type State } from "./state.ts";
 
@@ -266,6 +267,7 @@ export class Container implements ContainerLife {
     const kept: string[] = [];
     try {
       const os = around.bind(this.#config);
+      for (const line of withoutEffect(this.#config, os.config)) around.log(`${name}: ${line}`);
       ledger = await this.#ledger(os);
       const s = this.#begin(setup, ledger, os, kept);
       const live = await this.#launch(s, ledger, kept);

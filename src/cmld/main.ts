@@ -21,6 +21,7 @@ import { openHost } from "./host.ts";
 import { doorway } from "./modules/doorway.ts";
 import { ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
+import { withoutEffectHere } from "./pending.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
 import { openStore } from "./store.ts";
@@ -163,6 +164,8 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const log = openJournal(at.logs, debug);
   process.on("uncaughtException", (e) => log.error(`unexpected: ${chain(e)}: ${e.stack ?? ""}`));
   process.on("unhandledRejection", (e) => log.error(`unexpected: ${chain(e)}`));
+
+  for (const line of withoutEffectHere(device)) log.warn(`${at.config}: ${line}`);
 
   const { promise: over, resolve: end } = Promise.withResolvers<number>();
   let manager: Manager;

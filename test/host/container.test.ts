@@ -85,6 +85,11 @@ test("a name from before there was a rule: a host name of it, quotes in the log 
   );
 });
 
+test("what a configuration asks for in vain is said at the start", async () => {
+  await world.sh("true", { config: { allow_dev: ["c 4:1 rwm"] } });
+  expect(world.log).toContain("web: allow_dev: it has the usual devices; others are not available yet");
+});
+
 test("its uptime begins at 0", async () => {
   const { said } = await world.sh("cat /proc/uptime");
   expect(Number(said.split(" ")[0])).toBeLessThan(2);

@@ -1,0 +1,49 @@
+// What a configuration may ask for and this cmld cannot give yet, or never will. It is said at each start, one line a
+// field, so that nobody takes it for given. Each of these gives a container more than the usual; without it the
+// container is held as tightly as any other, so it starts. (What would hold it less tightly than was asked for is
+// refused where it is due: a limit that the kernel lacks, mac_filter, tokens.) Whoever brings one of them deletes its row.
+import { GuestOSMount } from "../../proto/gen/proto.js";
+import type { ContainerConfig, DeviceConfig, GuestOsConfig } from "./config.ts";
+
+/** [the field, whether it is asked for, what is missing]. */
+type Row<C> = readonly [field: keyof C & string, asked: (c: C) => boolean, instead: string];
+
+const some = (list: readonly unknown[]): boolean => list.length > 0;
+
+const CONTAINER: readonly Row<ContainerConfig>[] = [
+  ["userns", (c) => !c.userns, "it has a user namespace of its own all the same"],
+  ["allow_system_time", (c) => c.allow_system_time, "setting the clock is not available yet"],
+  ["allow_module", (c) => some(c.allow_module), "loading kernel modules is not available yet"],
+  ["allow_dev", (c) => some(c.allow_dev), "it has the usual devices; others are not available yet"],
+  ["assign_dev", (c) => some(c.assign_dev), "it has the usual devices; others are not available yet"],
+  ["usb_configs", (c) => some(c.usb_configs), "USB devices are not available yet"],
+  ["fifos", (c) => some(c.fifos), "pipes to core0 are not available yet"],
+  ["enable_xorg_compat", (c) => c.enable_xorg_compat, "what an X server needs is not available yet"],
+];
+
+const DEVICE: readonly Row<DeviceConfig>[] = [
+  ["host_addr", (d) => d.host_addr !== "", "network cards are core0's, and so are their addresses"],
+  ["host_gateway", (d) => d.host_gateway !== "", "network cards are core0's, and so are their routes"],
+  ["audit_size", (d) => d.audit_size > 0, "audit logs are not available yet"],
+  ["locally_signed_images", (d) => d.locally_signed_images, "signatures can't be verified yet"],
+  ["volume_discard", (d) => d.volume_discard, "encrypted volumes are not available yet"],
+  ["ntp_server", (d) => d.ntp_server !== "", "comparing the time is not available yet"],
+];
+
+const asked = <C>(rows: readonly Row<C>[], c: C): string[] =>
+  rows.filter(([, is]) => is(c)).map(([field, , instead]) => `${field}: ${instead}`);
+
+const OWN: ReadonlySet<number> = new Set([GuestOSMount.Type.EMPTY, GuestOSMount.Type.OVERLAY_RW]);
+
+/** One line for each field of a container's configuration that does nothing. */
+export function withoutEffect(c: ContainerConfig, os: Pick<GuestOsConfig, "name" | "mounts">): string[] {
+  const own = new Set(os.mounts.filter((m) => OWN.has(m.mount_type)).map((m) => m.image_file));
+  const strange = c.image_sizes.filter((i) => !own.has(i.image_name));
+  return [
+    ...asked(CONTAINER, c),
+    ...strange.map((i) => `image_sizes: ${os.name} has no volume ${JSON.stringify(i.image_name)}`),
+  ];
+}
+
+/** One line for each field of device.conf that does nothing. */
+export const withoutEffectHere = (d: DeviceConfig): string[] => asked(DEVICE, d);
