@@ -20,11 +20,13 @@ interface Result {
   readonly samples: readonly number[];
 }
 
-const median = (samples: readonly number[]): number => samples.toSorted((a, b) => a - b)[samples.length >> 1]!;
+const median = (samples: readonly number[]): number =>
+  samples.toSorted((a, b) => a - b)[samples.length >> 1]!;
 
 const folder = mkdtempSync(join(tmpdir(), "boot-"));
 try {
-  const script = "#!/bin/sh\n/bin/busybox mount -t proc proc /proc\n/bin/busybox cat /proc/uptime\n/bin/busybox sleep 1000\n";
+  const script =
+    "#!/bin/sh\n/bin/busybox mount -t proc proc /proc\n/bin/busybox cat /proc/uptime\n/bin/busybox sleep 1000\n";
   writeFileSync(join(folder, "script"), script);
   const least = [
     ...cpio(
