@@ -51,7 +51,7 @@ export interface ContainerLife {
   readonly exit: Ended | undefined;
   /** Resolves once execve has succeeded; then BOOTING or RUNNING. */
   start(options: { setup: boolean }): Promise<void>;
-  /** Resolves once stopping has begun. */
+  /** Resolves once stopping has begun; a start that is under way is ended. */
   stop(): Promise<void>;
   /** Resolves once it is STOPPED. */
   kill(): Promise<void>;
@@ -435,7 +435,7 @@ export class Container implements ContainerLife {
 
   async stop(): Promise<void> {
     const name = this.#name;
-    if (this.#state === "REBOOTING") return this.kill();
+    if (this.#state === "REBOOTING" || this.#state === "STARTING") return this.kill(); // nobody to ask
     if (this.#frozen) await this.unfreeze();
     const live = this.#live;
     if (!live || !["RUNNING", "BOOTING", "SETUP"].includes(this.#state))
