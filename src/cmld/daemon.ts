@@ -10,6 +10,7 @@ import { C0 } from "../lib/uuid.ts";
 import { chain } from "../sys/error.ts";
 import { removeSynced, writeAtomic } from "../sys/file.ts";
 import type { Log } from "../sys/journal.ts";
+import { SIGINT } from "../sys/process.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
 import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
@@ -660,6 +661,7 @@ const consoleLog = (c: { readonly uuid: string }): string => `container-${c.uuid
 
 function ended(c: Container): string {
   if (c.exit === undefined) return "";
+  if (c.exit.signal === SIGINT) return ", powered off"; // by reboot(2): pid_namespaces(7)
   return c.exit.signal === undefined
     ? `, exit status ${c.exit.status}`
     : `, killed by signal ${c.exit.signal}`;

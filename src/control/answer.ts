@@ -4,7 +4,7 @@ import { ContainerState, ControllerToDaemon, DaemonToController } from "../../pr
 import { parseUuid } from "../lib/uuid.ts";
 import type { Given } from "./arguments.ts";
 import { Connection } from "./client.ts";
-import { type Colours, colours, json, type Manner, out, say, text } from "./print.ts";
+import { type Colours, colours, json, type Manner, named, out, say, text } from "./print.ts";
 
 const { Code, Response } = DaemonToController;
 
@@ -32,6 +32,14 @@ export function isOk(m: DaemonToController): boolean {
   return m.error_text === undefined;
 }
 
+/** "start web: ": what stands before a line. The line may begin with the same words, or name the same file. */
+export function titled(title: string, line: string): string {
+  const [command = "", subject = ""] = title.slice(0, -2).split(/ (.*)/s);
+  if (line.startsWith(title)) return line;
+  if (subject !== "" && line.startsWith(`${subject}: `)) return `${command} ${line}`;
+  return subject.includes("/") && line.includes(subject) ? `${command}: ${line}` : title + line;
+}
+
 export class Call {
   constructor(
     /** "start web": stands before every message. */
@@ -47,7 +55,7 @@ export class Call {
 
   /** A line for people on standard error. */
   note(line: string): void {
-    say(`control: ${this.title}: ${line}`);
+    say(`control: ${titled(`${this.title}: `, line)}`);
   }
 
   /** Print an answer; `person` makes what somebody at a terminal sees of one that is no refusal. */
@@ -81,8 +89,14 @@ export async function find(c: Connection, words: readonly string[], units = fals
   if (m.code !== Code.CONTAINER_STATUS) throw new Error(reason(m));
   return words.map((word) => {
     const uuid = parseUuid(word);
-    const found = m.container_status.find((s) => (uuid ? s.uuid.toLowerCase() === uuid : s.name === word));
-    if (!found) throw new Error("Container with provided uuid/name does not exist!");
+    const all = m.container_status.filter((s) => (uuid ? s.uuid.toLowerCase() === uuid : s.name === word));
+    const [found] = all;
+    if (!found) {
+      const which = words.length > 1 ? ` (${named(word)})` : "";
+      throw new Error(`Container with provided uuid/name does not exist!${which}`);
+    }
+    if (all.length > 1)
+      say(`control: ${all.length} containers are named ${named(word)}: the first is taken, ${found.uuid}`);
     return { uuid: found.uuid, name: found.name };
   });
 }

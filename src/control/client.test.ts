@@ -13,6 +13,7 @@ import { ioctl } from "../sys/calls.ts";
 import { pipe } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
+import { titled } from "./answer.ts";
 
 const { Command } = ControllerToDaemon;
 const { Code, Response } = DaemonToController;
@@ -415,5 +416,23 @@ test("no daemon, no socket, no file: one line each", async () => {
   expect(await run("-s", daemon.socket, "create", "/no/such.conf")).toBe(
     "control: create: Error accessing config file /no/such.conf: ENOENT\n",
   );
+  expect(await run("-s", daemon.socket, "create", "/dev/null")).toBe(
+    "control: create: Error accessing config file /dev/null: it is empty\n",
+  );
+  expect(await run("-s", daemon.socket, "create", "/dev/zero")).toBe(
+    "control: create: Error accessing config file /dev/zero: more than 67108863 bytes\n",
+  );
+  expect(await run("-s", "", "list")).toBe(`control: list: a socket's path has 1 to 107 bytes: ""\n`);
+  expect(await run("-s", "/".repeat(200), "list")).toContain("a socket's path has 1 to 107 bytes");
   expect(daemon.requests).toEqual([]);
+});
+
+test("what stands before a line is not said twice", () => {
+  expect(titled("start web: ", "web is STOPPED")).toBe("start web: web is STOPPED");
+  expect(titled("start web: ", "start web: no room")).toBe("start web: no room");
+  expect(titled("start web: ", "web: no room")).toBe("start web: no room");
+  expect(titled("create a.conf: ", "line 1: bad")).toBe("create a.conf: line 1: bad");
+  expect(titled("create /a.conf: ", "/a.conf: ENOENT")).toBe("create /a.conf: ENOENT");
+  expect(titled("create /a.conf: ", "file /a.conf: ENOENT")).toBe("create: file /a.conf: ENOENT");
+  expect(titled("list: ", "refused")).toBe("list: refused");
 });

@@ -5,6 +5,8 @@ import { frame, Unframer } from "../lib/frame.ts";
 
 export const SOCKET = "/run/socket/cml-control";
 
+/** linux/un.h: UNIX_PATH_MAX less its NUL. */
+const PATH_LENGTH = 107;
 /** Bytes of answers that may lie here unread before we let the daemon wait. */
 const HELD_MAX = 1 << 20;
 
@@ -23,6 +25,8 @@ export class Connection implements Disposable {
 
   static async open(path: string): Promise<Connection> {
     const c = new Connection();
+    if (path === "" || Buffer.byteLength(path) > PATH_LENGTH)
+      throw new Error(`a socket's path has 1 to ${PATH_LENGTH} bytes: ${JSON.stringify(path)}`);
     try {
       c.#socket = await Bun.connect<undefined>({
         unix: path,

@@ -2,7 +2,7 @@
 // completion (completion.ts) and the manual page (man.ts); a new command is a new row.
 //
 // Names, forms and the order of requests on the wire are the original's; what is new says so in its row.
-import { readFileSync, writeFileSync } from "node:fs";
+import { closeSync, openSync, readSync, writeFileSync } from "node:fs";
 import {
   ContainerConfig,
   ContainerTokenType,
@@ -13,6 +13,7 @@ import {
   type IContainerStartParams,
   type IControllerToDaemon,
 } from "../../proto/gen/proto.js";
+import { FRAME_MAX } from "../lib/frame.ts";
 import { print as asText } from "../lib/text.ts";
 import { type Call, type Container, find, isOk, reason, stateWord } from "./answer.ts";
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
@@ -112,11 +113,30 @@ function bytesOf(call: Call, argument: string): Uint8Array | undefined {
   const path = call.given.words(argument)[0];
   if (path === undefined) return undefined;
   try {
-    return new Uint8Array(readFileSync(path));
+    const bytes = contents(path);
+    if (bytes.length === 0) throw new Error("it is empty");
+    return bytes;
   } catch (cause) {
-    throw new Error(`Error accessing ${argument} file ${path}`, {
-      cause: new Error((cause as { code?: string }).code ?? String(cause)),
-    });
+    const { code, message } = cause as { code?: string; message: string };
+    throw new Error(`Error accessing ${argument} file ${path}`, { cause: new Error(code ?? message) });
+  }
+}
+
+/** Whatever it is, a file or a pipe, but no more than a message can hold. */
+function contents(path: string): Uint8Array {
+  const fd = openSync(path, "r");
+  try {
+    const pieces: Uint8Array[] = [];
+    for (let total = 0; ; ) {
+      const piece = new Uint8Array(64 * 1024);
+      const n = readSync(fd, piece);
+      if (n === 0) return new Uint8Array(Buffer.concat(pieces));
+      pieces.push(piece.subarray(0, n));
+      total += n;
+      if (total > FRAME_MAX) throw new Error(`more than ${FRAME_MAX} bytes`);
+    }
+  } finally {
+    closeSync(fd);
   }
 }
 
@@ -223,7 +243,7 @@ async function list(call: Call): Promise<number> {
     command: Command.GET_CONTAINER_STATUS,
     ...(call.given.has("system") && { system_services: true }),
   });
-  if (!call.given.has("quiet")) return call.show(m, (c) => statusTable(m, c));
+  if (!call.given.has("quiet") || call.manner === "json") return call.show(m, (c) => statusTable(m, c));
   await out(m.container_status.map((s) => `${named(s.name)}\n`).join(""));
   if (isOk(m)) return 0;
   call.note(reason(m));
@@ -255,7 +275,7 @@ async function withKey(
   if (key !== undefined) return { ...(key !== true && { key }), ...setup };
   if (known && (await tokenless(connection, uuid))) return setup;
   const { Input } = await import("./terminal.ts");
-  await using input = new Input();
+  await using input = new Input(call.manner === "json");
   return { key: await input.secret("Password: "), ...setup };
 }
 
@@ -305,7 +325,7 @@ async function changePin(call: Call): Promise<number> {
   using connection = await call.connect();
   const [container] = await find(connection, [call.given.word("container")]);
   const { Input } = await import("./terminal.ts");
-  await using input = new Input();
+  await using input = new Input(call.manner === "json");
   const device_pin = await input.secret("Current Password: ");
   const device_newpin = await input.secret("New Password: ");
   if ((await input.secret("Re-enter New Password: ")) !== device_newpin)
@@ -501,7 +521,7 @@ export const COMMANDS: readonly Row[] = [
     "freeze",
     [CONTAINER],
     "suspend every process of a container",
-    about(Command.CONTAINER_FREEZE, saying("freezing")),
+    about(Command.CONTAINER_FREEZE, saying("frozen")),
     lenient,
   ),
   row(
@@ -691,8 +711,10 @@ async function stats(call: Call): Promise<number> {
 }
 
 async function help(call: Call): Promise<number> {
-  const name = call.given.words("command")[0]?.toLowerCase();
+  const word = call.given.words("command")[0];
+  const found = COMMANDS.find((c) => c.name === word?.toLowerCase());
+  if (word !== undefined && !found) throw new Usage(`${JSON.stringify(word)}: no such command`);
   const { usage } = await import("./usage.ts");
-  await out(await usage(COMMANDS.find((c) => c.name === name)));
+  await out(await usage(found));
   return 0;
 }

@@ -104,11 +104,13 @@ export async function events(call: Call): Promise<number> {
     if (call.manner !== "person") await out(call.manner === "json" ? json(m) : text(m));
     else {
       const how =
-        e.exit_signal !== undefined
-          ? `by signal ${e.exit_signal}`
-          : e.exit_status !== undefined
-            ? `status ${e.exit_status}`
-            : "";
+        e.exit_signal === POWERED_OFF
+          ? "powered off"
+          : e.exit_signal !== undefined
+            ? `by signal ${e.exit_signal}`
+            : e.exit_status !== undefined
+              ? `status ${e.exit_status}`
+              : "";
       const state = e.state === undefined ? c.bad("removed") : stateWord(e.state, c);
       const rest = [how, e.error_text === undefined ? "" : harmless(e.error_text)].filter(Boolean).join(": ");
       const time = new Date(e.timestamp).toISOString();
@@ -116,6 +118,9 @@ export async function events(call: Call): Promise<number> {
     }
   }
 }
+
+/** SIGINT: how reboot(2) ends the init of a pid namespace that halts or powers off, pid_namespaces(7). */
+const POWERED_OFF = 2;
 
 /** States at which a start is over. */
 const UP: ReadonlySet<ContainerState> = new Set([ContainerState.RUNNING, ContainerState.SETUP]);
@@ -143,11 +148,13 @@ export async function waiter(call: Call, uuid: string): Promise<{ up(): Promise<
         begun ||= !DOWN.has(event.state) && event.state !== ContainerState.SHUTDOWN;
         if (!begun || !DOWN.has(event.state)) continue;
         const how =
-          event.exit_signal !== undefined
-            ? `its init was ended by signal ${event.exit_signal}`
-            : event.exit_status !== undefined
-              ? `its init ended with status ${event.exit_status}`
-              : `it is ${ContainerState[event.state]?.toLowerCase()}`;
+          event.exit_signal === POWERED_OFF
+            ? "it powered itself off"
+            : event.exit_signal !== undefined
+              ? `its init was ended by signal ${event.exit_signal}`
+              : event.exit_status !== undefined
+                ? `its init ended with status ${event.exit_status}`
+                : `it is ${ContainerState[event.state]?.toLowerCase()}`;
         throw new Error(event.error_text ?? how);
       }
     },

@@ -1,6 +1,6 @@
 // The client of cmld's control socket. Exit status: 0 done, 1 refused, 255 wrong usage, and with `run` the command's.
 import { chain } from "../sys/error.ts";
-import { Call } from "./answer.ts";
+import { Call, titled } from "./answer.ts";
 import { parse, Usage } from "./arguments.ts";
 import { SOCKET } from "./client.ts";
 import { COMMANDS, type Row } from "./commands.ts";
@@ -23,19 +23,23 @@ export async function main(args: string[]): Promise<number> {
       await out(await usage(command));
       return given.has("help") ? OK : USAGE;
     }
-    const container = given.words("container")[0];
-    title = `${container === undefined ? command.name : `${command.name} ${container}`}: `;
+    const [first] = command.arguments.flatMap((a) => given.words(a.name));
+    title = `${first === undefined ? command.name : `${command.name} ${first}`}: `;
     const manner = given.has("json") ? "json" : (await isTerminal(1)) ? "person" : "text";
     const call = new Call(title.slice(0, -2), given, given.value("socket") ?? SOCKET, manner);
     for (const what of given.ignored) call.note(`${what} is ignored`);
     return await command.act(call);
   } catch (e) {
     if ((e as { code?: string }).code === "EPIPE") return NOBODY_READS;
+    if (e instanceof Usage && !row && (await isTerminal(1))) {
+      say(`control: ${chain(e)}; "control help" lists what there is`); // the list would push it off the screen
+      return USAGE;
+    }
     if (e instanceof Usage) {
       const { usage } = await import("./usage.ts");
       await out(await usage(row));
     }
-    say(`control: ${title}${chain(e)}`);
+    say(`control: ${titled(title, chain(e))}`);
     return e instanceof Usage ? USAGE : REFUSED;
   }
 }

@@ -3,7 +3,7 @@
 import { constants } from "node:os";
 import { now } from "../sys/now.ts";
 import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty.ts";
-import { isTerminal, out } from "./print.ts";
+import { isTerminal, out, say } from "./print.ts";
 
 const STDIN = 0;
 /** More than a terminal's line can hold (N_TTY_BUF_SIZE, drivers/tty/n_tty.c). */
@@ -17,16 +17,20 @@ export class Changed implements Disposable {
   readonly #restore = (): void => this[Symbol.dispose]();
   readonly #killed = (signal: NodeJS.Signals): never => {
     this[Symbol.dispose]();
+    if (this.silent) say(""); // the question still stands in the line
     process.exit(128 + constants.signals[signal]);
   };
   #open = false;
 
-  private constructor(change: (from: Settings) => Settings, discard: boolean) {
+  private constructor(
+    change: (from: Settings) => Settings,
+    readonly silent: boolean,
+  ) {
     if (!this.#before) return;
     this.#open = true;
     process.on("exit", this.#restore);
     for (const signal of FATAL) process.on(signal, this.#killed);
-    now(setSettings(STDIN, change(this.#before), discard));
+    now(setSettings(STDIN, change(this.#before), silent));
   }
   static toRaw(): Changed {
     return new Changed(raw, false);
@@ -54,6 +58,8 @@ interface Reader {
  * because a program with a read under way does not end.
  */
 export class Input implements AsyncDisposable {
+  /** `quiet`: standard output is a program's: questions go elsewhere. */
+  constructor(readonly quiet = false) {}
   #reader: Reader | undefined;
   #rest: Uint8Array = new Uint8Array(0);
 
@@ -95,7 +101,7 @@ export class Input implements AsyncDisposable {
 
   /** Ask for a secret. The question goes to standard output, as the original's; to the terminal if that is elsewhere. */
   async secret(question: string): Promise<string> {
-    const elsewhere = (await isTerminal(0)) && !(await isTerminal(1));
+    const elsewhere = this.quiet || ((await isTerminal(0)) && !(await isTerminal(1)));
     using _silent = Changed.toSilent(); // before the question: an answer may come at once
     if (elsewhere) await Bun.write(Bun.stderr, question);
     else await out(question);

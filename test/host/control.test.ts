@@ -78,7 +78,7 @@ test("what the daemon refuses, it gives a reason for", async () => {
   const refused = await control("create", file);
   expect(refused.stdout).toBe("code: CONTAINER_CONFIG\n");
   expect(refused.stderr).toMatch(
-    /^control: create: .*line 3, column 1: ContainerConfig: no field "colour".*\n$/,
+    /^control: create .*bad.conf: line 3, column 1: ContainerConfig: no field "colour".*\n$/,
   );
   expect(refused.exit).toBe(1);
   expect((await control("list_guestos")).stdout).toContain(
@@ -91,6 +91,23 @@ test("what the daemon refuses, it gives a reason for", async () => {
     "code: DEVICE_PROVISIONED_STATE\ndevice_is_provisioned: false\n",
   );
   expect(await control("reload")).toMatchObject({ stdout: OK, exit: 0 });
+});
+
+test("two of one name: the first is taken, and said; what a program reads stays JSON", async () => {
+  const file = join(cmld.folder, "twin.conf");
+  writeFileSync(file, 'name: "twin"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\n');
+  for (let i = 0; i < 2; i++) expect((await control("create", file)).exit).toBe(0);
+  const uuids: string[] = (await json("list", "--quiet")).container_status.map(
+    (s: { uuid: string }) => s.uuid,
+  );
+  const first = await control("state", "twin");
+  expect(first.stderr).toBe(`control: 2 containers are named twin: the first is taken, ${uuids[0]}\n`);
+  const start = await control("--json", "start", uuids[0]!);
+  expect(JSON.parse(start.stdout)).toMatchObject({ response: "CONTAINER_START_TOKEN_UNINIT" });
+  expect(start.stderr).toStartWith("Password: ");
+  expect((await control("stats", uuids[0]!, "no\nbody")).stderr).toEndWith('does not exist! ("no\\nbody")\n');
+  expect(await control("help", "bogus")).toMatchObject({ exit: 255 });
+  for (const uuid of uuids) expect(await control("remove", uuid)).toMatchObject({ stdout: OK });
 });
 
 test("the logs of the daemon are fetched", async () => {

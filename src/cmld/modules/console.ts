@@ -74,7 +74,7 @@ export const console: Module = {
         lines.push(rest.slice(0, LINE_MAX));
         rest = rest.slice(LINE_MAX);
       }
-      for (const line of lines.slice(0, LINES)) say(line.replace(/\r$/, ""));
+      for (const line of lines.slice(0, LINES)) say(line.replace(/^\r+|\r+$/g, ""));
       if (lines.length > LINES) say(`(${lines.length - LINES} lines after this one were left out)`);
       return n;
     };
