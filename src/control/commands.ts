@@ -597,14 +597,13 @@ export const COMMANDS: readonly Row[] = [
   ),
   row(
     "push_guestos_config",
-    [
-      file("config", "configuration of a guest operating system"),
-      file("signature", "its signature"),
-      file("certificate", "certificate of whoever signed it"),
-    ],
+    [file("config", "configuration of a guest operating system"), SIGNATURE, CERTIFICATE],
     "install or update a guest operating system",
     pushGuestos,
-    lenient,
+    {
+      ...lenient,
+      details: "Without a signature only where device.conf says signed_configs: false.",
+    },
   ),
   row(
     "remove_guestos",

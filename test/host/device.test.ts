@@ -1,9 +1,10 @@
-// What is asked of the machine as a whole: reading the data folder again, being provisioned, being wiped.
+// What is asked of the machine as a whole: reading the data folder again, guests, being provisioned, being wiped.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
 import { type Client, Cmld, Command } from "./daemon.ts";
+import { busyboxRoot } from "./world.ts";
 
 let cmld: Cmld;
 beforeAll(async () => {
@@ -43,6 +44,37 @@ test("a GuestOS that a container uses is not removed", async () => {
     "CMD_FAILED: guest_os busybox is used by ",
   );
 });
+
+test("docs/guests.md: a guest that was built here is installed, runs and is removed", async () => {
+  const at = (name: string) => join(cmld.folder, name);
+  const cml = (...words: string[]) => {
+    const { exitCode, stdout, stderr } = Bun.spawnSync([process.execPath, "src/main.ts", ...words]);
+    return `${exitCode} ${stdout}${stderr}`;
+  };
+  const control = (...words: string[]) => cml("control", "--socket", cmld.socket, ...words);
+  busyboxRoot(at("root"));
+  symlinkSync("../bin/busybox", at("root/sbin/init"));
+  const built = [
+    "build",
+    "own",
+    at("root"),
+    "--version",
+    "1",
+    "-o",
+    at("built"),
+    "--volume",
+    "data:/data:16",
+  ];
+  expect(cml("guestos", ...built)).toStartWith("0 ");
+  cpSync(at("built/own-1"), join(cmld.folder, "base/operatingsystems/own-1"), { recursive: true });
+  expect(control("push_guestos_config", at("built/own-1.conf"))).toMatch(/^0 [\s\S]*INSTALL_COMPLETED/);
+  writeFileSync(at("own.conf"), 'name: "own"\nguest_os: "own"\ntoken_type: NONE\nloopback_only: true\n');
+  expect(control("create", at("own.conf"))).toStartWith("0 ");
+  expect(control("start", "own", "--wait")).toMatch(/^0 [\s\S]*CONTAINER_START_OK/);
+  expect(control("run", "own", "nopty", "/bin/stat", "-f", "-c", "%T", "/data")).toBe("0 ext2/ext3\n");
+  expect(control("remove", "own")).toMatch(/^0 [\s\S]*CMD_OK/);
+  expect(control("remove_guestos", "own")).toMatch(/^0 [\s\S]*CMD_OK/);
+}, 30_000);
 
 test("provisioned is for good", async () => {
   const provisioned = async () => {
