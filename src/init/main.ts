@@ -41,7 +41,7 @@ import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
 import { mendClock, renewSeed, seed } from "./clock.ts";
 import { DAEMONS, Daemons, moreDaemons, NOTIFY, STORE } from "./daemons.ts";
 import { Disks, LABEL } from "./disk.ts";
-import { isKept, keepOpen } from "./kept.ts";
+import { isOpen, keepOpen } from "./kept.ts";
 import { Log } from "./log.ts";
 import { alwaysLoaded, devicesPresent, Loader, Modules } from "./modules.ts";
 import { boot, ground, type Phase } from "./phases.ts";
@@ -100,6 +100,13 @@ class Init {
 
   constructor(again: boolean) {
     this.#again = again;
+    // Before anything is saved: what stands in the file would be lost with the next crash.
+    for (const [name, n] of Object.entries(this.#state.descriptors)) {
+      if (!isOpen(n)) continue;
+      const fd = new Fd(n);
+      keepOpen(fd);
+      this.#kept.set(name, fd);
+    }
     this.#reaper = new Reaper((pid, startTime, end) => {
       const exits = this.#state.exits;
       exits.push([pid, startTime, waitStatus(end)]);
@@ -166,13 +173,6 @@ class Init {
 
   /** Take over what the init before us kept open, and make what is missing. */
   #adopt(): void {
-    for (const [name, n] of Object.entries(this.#state.descriptors))
-      if (isKept(n)) this.#kept.set(name, new Fd(n));
-    const known = new Set([0, 1, 2, ...[...this.#kept.values()].map((fd) => fd.n)]);
-    // One that came in while the crash happened, before it was written down: its owner will send it again.
-    for (const n of readdirSync("/proc/self/fd").map(Number))
-      if (!known.has(n) && isKept(n)) attempt({ call: "close", args: [n] });
-
     const make = (name: string, how: () => Fd): Fd => {
       const found = this.#kept.get(name);
       if (found) return found;
