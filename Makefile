@@ -155,8 +155,10 @@ bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec bes
 	$(BUN) test/bench/protobuf.ts
 
 .PHONY: bench
-bench: $(OUT)/cml $(OUT)/tools.ready ## ours beside crun and runc, alternating in one run; writes out/bench.json (root)
+bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests ## ours beside crun, runc and busybox, alternating; memory; writes out/bench.json (root)
 	test/bench/cgroup2.sh $(BUN) test/bench/main.ts
+	$(BUN) test/bench/boot.ts
+	$(BUN) test/bench/machine.ts
 
 .PHONY: soak soak-leak soak-crash soak-fuzz
 soak: soak-leak soak-crash soak-fuzz ## the tests with the large counts, in three parts; results are added to docs/soak.md

@@ -71,6 +71,8 @@ export interface Machine {
 /** A container with what is stored of it. */
 class Managed extends Container implements Known {
   stored: Stored;
+  /** What a client was told last; frozen, so that its encoding is kept (src/lib/protobuf.ts). */
+  told: proto.IContainerStatus | undefined;
   constructor(stored: Stored, around: Surroundings, imageDir: string) {
     super(stored.uuid, stored.config, stored.created, uidStart(stored.index), imageDir, around);
     this.stored = stored;
@@ -338,19 +340,33 @@ export class Manager implements Daemon {
     for (const c of this.#all.values()) await this.#rebind(c);
   }
 
-  status(c: Known): proto.IContainerStatus {
-    const os = c.guestos && this.#oses.find(c.guestos.name, c.guestos.version);
-    return {
+  status(known: Known): proto.IContainerStatus {
+    const c = this.#managed(known);
+    const { guestos, told, uptime } = c;
+    const os = guestos && this.#oses.find(guestos.name, guestos.version);
+    const state = ContainerState[c.state];
+    const trust_level = os?.trust ?? ContainerTrust.UNSIGNED;
+    // Clients ask for the list again and again, and little changes in between.
+    if (
+      told?.uptime === uptime &&
+      told.state === state &&
+      told.guestos === (guestos?.name ?? "none") &&
+      told.trust_level === trust_level &&
+      told.name === c.config.name
+    )
+      return told;
+    c.told = Object.freeze({
       uuid: c.uuid,
       name: c.config.name,
       type: ContainerType.CONTAINER,
-      state: ContainerState[c.state],
-      uptime: c.uptime,
+      state,
+      uptime,
       created: c.created,
-      guestos: c.guestos?.name ?? "none",
-      trust_level: os?.trust ?? ContainerTrust.UNSIGNED,
+      guestos: guestos?.name ?? "none",
+      trust_level,
       cryptfs_mode: CryptfsMode.NOT_IMPLEMENTED,
-    };
+    });
+    return c.told;
   }
 
   configuration(c: Known): proto.IContainerConfig {

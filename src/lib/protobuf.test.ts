@@ -4,6 +4,7 @@ import {
   ContainerConfig,
   ContainerStatus,
   ControllerToDaemon,
+  DaemonToController,
   DeviceStats,
   ServiceToCmldMessage,
 } from "../../proto/gen/proto.js";
@@ -30,6 +31,22 @@ test("encode() writes required fields, and the optional ones that are there, in 
   );
   expect(() => ControllerToDaemon.encode({ command: 1.5 as 1 })).toThrow(
     "ControllerToDaemon.command: not a whole number of",
+  );
+});
+
+test("a message that is frozen is written once, and as one that is not", () => {
+  const status = { uuid: "u", name: "web", type: 1, state: 4, uptime: 1, created: 2, guestos: "debian" };
+  const write = (s: object) =>
+    Buffer.from(DaemonToController.encode({ code: 3, container_status: [s as ContainerStatus] })).toString(
+      "hex",
+    );
+  const full = { ...status, trust_level: 1, cryptfs_mode: 1 };
+  const frozen = Object.freeze({ ...full });
+  const bytes = write(full);
+  expect([write(frozen), write(frozen)]).toEqual([bytes, bytes]);
+  expect(write({ ...frozen, uptime: 2 })).not.toBe(bytes);
+  expect(() => write(Object.freeze({ ...status }))).toThrow(
+    "ContainerStatus.trust_level: required, but missing",
   );
 });
 

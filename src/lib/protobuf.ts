@@ -256,7 +256,7 @@ class Writer {
   }
 
   value(type: Kind | EnumType | Schema, value: unknown): void {
-    if (type instanceof Schema) this.raw(write(type, object(value)));
+    if (type instanceof Schema) this.raw(part(type, object(value)));
     else if (type === "string") this.raw(Buffer.from(string(value)));
     else if (type === "bytes") this.raw(bytes(value));
     else if (type === "bool") this.varint(bool(value) ? 1 : 0);
@@ -321,6 +321,19 @@ function write(schema: Schema, m: Message): Uint8Array<ArrayBuffer> {
     }
   }
   return w.finish();
+}
+
+const parts = new WeakMap<Message, Uint8Array<ArrayBuffer>>();
+
+/** A message within another. One that is frozen stays as it is, so it is written once. */
+function part(schema: Schema, m: Message): Uint8Array<ArrayBuffer> {
+  if (!Object.isFrozen(m)) return write(schema, m);
+  let bytes = parts.get(m);
+  if (!bytes) {
+    bytes = write(schema, m).slice();
+    parts.set(m, bytes);
+  }
+  return bytes;
 }
 
 /** Fields in ascending order; of optional ones those that are the message's own. */

@@ -8,21 +8,10 @@ import { cpio } from "../../initramfs/cpio.ts";
 import { disk } from "../../initramfs/image.ts";
 import { CORE0, seed } from "../../initramfs/seed.ts";
 import { Vm } from "../machine/qemu.ts";
+import { keep, median, report } from "./report.ts";
 
 const RUNS = 5;
 const MEMORY = 512;
-const OUT = "out/bench.json";
-
-interface Result {
-  readonly name: string;
-  readonly value: number;
-  readonly unit: string;
-  readonly samples: readonly number[];
-}
-
-const median = (samples: readonly number[]): number =>
-  samples.toSorted((a, b) => a - b)[samples.length >> 1]!;
-
 const folder = mkdtempSync(join(tmpdir(), "boot-"));
 try {
   const script =
@@ -66,25 +55,10 @@ try {
     console.log(`boot: ${theirs.at(-1)} s busybox' first line, ${ours.at(-1)} s core0 RUNNING`);
   }
 
-  const results: Result[] = [
-    { name: "boot.busybox_s", value: median(theirs), unit: "s", samples: theirs },
-    { name: "boot.core0_s", value: median(ours), unit: "s", samples: ours },
-    {
-      name: "boot.vs_busybox",
-      value: median(ours) / median(theirs),
-      unit: "ratio",
-      samples: ours.map((o, i) => o / theirs[i]!),
-    },
-  ];
-  for (const r of results) console.log(`${r.name} ${r.value.toFixed(3)} ${r.unit}`);
-  let all: Result[] = [];
-  try {
-    all = JSON.parse(readFileSync(OUT, "utf8")) as Result[];
-  } catch {
-    // the first to write it
-  }
-  const names = new Set(results.map((r) => r.name));
-  writeFileSync(OUT, `${JSON.stringify([...all.filter((r) => !names.has(r.name)), ...results], null, 1)}\n`);
+  report("boot.busybox_s", median(theirs), "s", RUNS);
+  report("boot.core0_s", median(ours), "s", RUNS);
+  report("boot.vs_busybox", median(ours) / median(theirs), "ratio", RUNS);
+  keep();
 } finally {
   rmSync(folder, { recursive: true });
 }

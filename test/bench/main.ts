@@ -1,5 +1,5 @@
-// `make bench`: ours and the peers, alternating in one run, so that what the machine does meanwhile hits both. Prints a
-// table and writes out/bench.json: a list of {name, value, unit, samples}; ratios are ours / theirs.
+// `make bench`, first part: ours and the peers, alternating in one run, so that what the machine does meanwhile hits
+// both.
 import {
   chmodSync,
   existsSync,
@@ -27,13 +27,7 @@ import { Connection } from "../../src/control/client.ts";
 import { print } from "../../src/lib/text.ts";
 import { newUuid } from "../../src/lib/uuid.ts";
 import { bundle, runPeer } from "./peers.ts";
-
-interface Result {
-  readonly name: string;
-  readonly value: number;
-  readonly unit: string;
-  readonly samples: number;
-}
+import { keep, median, report } from "./report.ts";
 
 /** The runtime's settings that stage0 and the systemd unit give every daemon. */
 const RUNTIME = { BUN_JSC_useDFGJIT: "0", BUN_JSC_useConcurrentJIT: "0", BUN_JSC_forceRAMSize: "67108864" };
@@ -41,13 +35,6 @@ const WARM = 1000;
 const SAMPLES = 50;
 const CROWD = 50;
 const REQUESTS = 20_000;
-const results: Result[] = [];
-const report = (name: string, value: number, unit: string, samples: number): void => {
-  results.push({ name, value: Number(value.toPrecision(4)), unit, samples });
-  console.log(`${name.padEnd(34)} ${value.toFixed(3).padStart(10)} ${unit.padEnd(6)} n=${samples}`);
-};
-const median = (values: readonly number[]): number => values.toSorted((a, b) => a - b)[values.length >> 1]!;
-
 const work = mkdtempSync(join(tmpdir(), "cml-bench-"));
 chmodSync(work, 0o755); // the containers' ids pass through it
 const socket = join(work, "control.sock");
@@ -200,6 +187,15 @@ async function host(): Promise<void> {
     report("start.with_veth_ms", median(times.veth), "ms", SAMPLES);
     report("start.to_init_ms", median(times.init), "ms", SAMPLES);
 
+    for (const uuid of crowd) {
+      const answer = await control.ask({ command: C.CONTAINER_START, container_uuids: [uuid] });
+      if (answer.response !== DaemonToController.Response.CONTAINER_START_OK)
+        throw new Error(`crowd: ${answer.error_text}`);
+    }
+    const crowded: number[] = [];
+    for (let i = 0; i < SAMPLES; i++) crowded.push((await cycle(control, events, bare)).all);
+    report("start.crowded_ms", median(crowded), "ms", SAMPLES);
+
     for (let i = 0; i < WARM; i++) await control.ask({ command: C.GET_CONTAINER_STATUS });
     const before = resident(daemon.pid);
     const latencies: number[] = [];
@@ -212,15 +208,6 @@ async function host(): Promise<void> {
     }
     report("rpc.list_ms", median(latencies), "ms", REQUESTS);
     report("rpc.growth_mb", resident(daemon.pid) - before, "MB", REQUESTS);
-
-    for (const uuid of crowd) {
-      const answer = await control.ask({ command: C.CONTAINER_START, container_uuids: [uuid] });
-      if (answer.response !== DaemonToController.Response.CONTAINER_START_OK)
-        throw new Error(`crowd: ${answer.error_text}`);
-    }
-    const crowded: number[] = [];
-    for (let i = 0; i < SAMPLES; i++) crowded.push((await cycle(control, events, bare)).all);
-    report("start.crowded_ms", median(crowded), "ms", SAMPLES);
   } finally {
     daemon.kill("SIGTERM");
     await daemon.exited;
@@ -229,8 +216,7 @@ async function host(): Promise<void> {
 
 try {
   await host();
-  mkdirSync("out", { recursive: true });
-  writeFileSync("out/bench.json", `${JSON.stringify(results, null, 2)}\n`);
+  keep();
 } finally {
   if (existsSync(work)) rmSync(work, { recursive: true, force: true });
 }

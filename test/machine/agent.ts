@@ -1,7 +1,17 @@
 // The test agent: the way into a machine that has no shell. It is in the test ramdisk only, run by the product's own
 // executable; requests and answers are JSON, one a line, on a virtio-serial port.
 import { spawn } from "node:child_process";
-import { closeSync, openSync, readdirSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 
 export const PORT = "cml.agent";
 
@@ -12,6 +22,8 @@ export interface Calls {
   write: { ask: { path: string; text: string }; answer: null };
   stat: { ask: { path: string }; answer: { size: number; mode: number; uid: number; mtimeMs: number } };
   kill: { ask: { pid: number; signal: string }; answer: null };
+  /** What the kernel has said so far. */
+  kernel: { ask: object; answer: { seconds: number; text: string }[] };
   run: {
     ask: { argv: string[]; stdin?: string; env?: Record<string, string> };
     answer: { status: number | null; signal: string | null; stdout: string; stderr: string };
@@ -35,9 +47,30 @@ async function answer(r: Request): Promise<unknown> {
     case "kill":
       process.kill(r.pid, r.signal as NodeJS.Signals);
       return null;
+    case "kernel":
+      return kernel();
     case "run":
       return await run(r.argv, r.stdin ?? "", r.env ?? {});
   }
+}
+
+/** /dev/kmsg gives one record a read (Documentation/ABI/testing/dev-kmsg): level, number, microseconds; text. */
+function kernel(): Calls["kernel"]["answer"] {
+  const fd = openSync("/dev/kmsg", constants.O_RDONLY | constants.O_NONBLOCK);
+  const record = Buffer.alloc(8192);
+  const all: Calls["kernel"]["answer"] = [];
+  try {
+    for (;;) {
+      const text = record.toString("utf8", 0, readSync(fd, record));
+      const [, microseconds, first] = /^\d+,\d+,(\d+)[^;]*;(.*)/.exec(text) ?? [];
+      all.push({ seconds: Number(microseconds) / 1e6, text: first ?? "" });
+    }
+  } catch (e) {
+    if ((e as NodeJS.ErrnoException).code !== "EAGAIN") throw e; // no more
+  } finally {
+    closeSync(fd);
+  }
+  return all;
 }
 
 function run(
