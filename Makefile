@@ -151,7 +151,7 @@ test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests deb ## real namespaces, mou
 	$(BUN) test/run.ts host
 
 .PHONY: bench-protobuf
-bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec beside protobufjs (docs/decisions/0002-protobuf.md)
+bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec beside protobufjs (docs/decisions/protobuf.md)
 	$(BUN) test/bench/protobuf.ts
 
 .PHONY: bench

@@ -16,7 +16,7 @@ import { modulesAlias, modulesDep } from "./modules.ts";
 
 const OUT = "out";
 
-/** Block size and level were measured: docs/decisions/0001-ramdisk-layout.md. No clock, no owner but root. */
+/** Block size and level were measured: docs/decisions/ramdisk.md. No clock, no owner but root. */
 const SQUASHFS = [
   ["-comp", "zstd", "-Xcompression-level", "15", "-b", "131072"],
   ["-all-root", "-all-time", "0", "-mkfs-time", "0", "-reproducible", "-no-xattrs", "-exports"],

@@ -1,6 +1,6 @@
 // Run groups of tests and end with the line "N passed, M failed", which CI reads. Each group is a set of folders that
 // `bun test` searches; a group that finds no test, or crashes before its summary, counts as one failure.
-import { appendFileSync, existsSync, writeFileSync } from "node:fs";
+import { appendFileSync } from "node:fs";
 
 interface Group {
   readonly paths: readonly string[];
@@ -75,14 +75,6 @@ const commit = (): string =>
   Bun.spawnSync(["git", "rev-parse", "--short", "HEAD"]).stdout.toString().trim() || "unknown";
 
 function record(cells: readonly (string | number)[]): void {
-  const head = `# What \`make soak\` has shown
-
-Written by test/run.ts; the counts are those of test/counts.ts.
-
-| date | commit | part | passed | failed | seconds |
-|---|---|---|---|---|---|
-`;
-  if (!existsSync(SOAK_RECORD)) writeFileSync(SOAK_RECORD, head);
   appendFileSync(SOAK_RECORD, `| ${cells.join(" | ")} |\n`);
 }
 

@@ -1,5 +1,7 @@
 // The rules of the house that a machine can check.
 import { expect, test } from "bun:test";
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { Glob } from "bun";
 
 /** Each folder of src/ imports only what is below it. */
@@ -78,5 +80,20 @@ test("a test that sleeps says why on the line", async () => {
         if (!line.includes("//")) yield line.trim();
     },
   );
+  expect(wrong).toEqual([]);
+});
+
+/** Files that sources and documents name are there: a proof that is not there proves nothing. */
+test("paths in sources and documents lead somewhere", async () => {
+  const documents = [...new Glob("{*.md,Makefile,docs/**/*.md,{ffi,initramfs}/*.c}").scanSync(".")];
+  const wrong = await offences([...sources, ...documents], function* (file, text) {
+    for (const [path] of text.matchAll(
+      /(?<![\w./-])(docs|src|test|initramfs|ffi|proto|debian)\/[\w/-]+(\.test)?\.(md|ts|c|sh|proto|json)\b/g,
+    ))
+      if (!existsSync(path) && !file.endsWith(".test.ts")) yield `names ${path}`;
+    if (!file.endsWith(".md")) return;
+    for (const [, path] of text.matchAll(/\]\(([^):#]+)/g))
+      if (!existsSync(join(dirname(file), path!))) yield `links ${path}`;
+  });
   expect(wrong).toEqual([]);
 });

@@ -1,5 +1,5 @@
 // `make bench-protobuf`: our protobuf codec (src/lib/protobuf.ts, text.ts) beside protobufjs 8, whose static module and
-// text-format extension would be the other choice. docs/decisions/0002-protobuf.md has a table of one run. Each figure is
+// text-format extension would be the other choice. docs/decisions/protobuf.md has a table of one run. Each figure is
 // taken in processes of its own, the variants alternating, so that neither inherits the other's heap or compiled code.
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
