@@ -23,8 +23,14 @@ const DEEDS: readonly (readonly [script: string, says: string | RegExp])[] = [
     `mkdir -p /tmp/p/DEBIAN /tmp/p/opt/tiny /tmp/p/etc/apt && echo 1 > /tmp/p/opt/tiny/file &&
      printf 'Package: tiny\\nVersion: 1\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: tiny\\n' > /tmp/p/DEBIAN/control &&
      dpkg-deb --root-owner-group -b /tmp/p /tmp/tiny.deb && dpkg -i /tmp/tiny.deb && cat /opt/tiny/file && dpkg -r tiny &&
+     test ! -e /opt/tiny && apt-get install -y /tmp/tiny.deb && cat /opt/tiny/file && apt-get remove -y tiny &&
      test ! -e /opt/tiny && echo gone`,
     "gone",
+  ],
+  // The marks of the overlay are out of reach: setxattr(2) is call 188.
+  [
+    `perl -e '($p, $n, $v) = ("/etc", "trusted.overlay.opaque", "y"); print syscall(188, $p, $n, $v, 1, 0), " $!\n"'`,
+    "-1 Operation not permitted",
   ],
   ["apt-get --version | head -1", /^apt 2/],
   ["useradd -m user && su - user -c 'id -un'", "user"],
