@@ -139,7 +139,7 @@ check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## f
 	$(BUN) test test/style.test.ts
 
 .PHONY: test
-test: check $(OUT)/test/initramfs.cpio $(OUT)/aarch64/cservice guests deb ## everything above and below, at counts that fit CI (35 minutes)
+test: check $(OUT)/test/initramfs.cpio $(OUT)/aarch64/cml $(OUT)/aarch64/stage0 guests deb ## everything above and below, at counts that fit CI (35 minutes)
 	$(BUN) test/run.ts unit host machine
 
 .PHONY: test-unit
