@@ -4,20 +4,26 @@ import { basename } from "node:path";
 type Applet = () => Promise<{ main(args: string[]): Promise<number> }>;
 
 // process.argv0, not argv[0]: a compiled program of this runtime reports argv[0] as "bun".
-const applets: Record<string, Applet> = {
-  init: () => import("./init/main.ts"),
-  cmld: () => import("./cmld/main.ts"),
-  control: () => import("./control/main.ts"),
-  guestos: () => import("./guestos/main.ts"),
-};
+const applets = new Map<string, Applet>([
+  ["init", () => import("./init/main.ts")],
+  ["cmld", () => import("./cmld/main.ts")],
+  ["control", () => import("./control/main.ts")],
+  ["guestos", () => import("./guestos/main.ts")],
+]);
+
+const USAGE = `usage: cml PROGRAM [ARGUMENT…], or a link to it with the program's name
+
+programs: ${[...applets.keys()].join(" ")}
+`;
 
 const called = basename(process.argv0);
 const args = process.argv.slice(2);
-const name = called in applets ? called : called === "cml-control" ? "control" : (args.shift() ?? "help");
-const load = applets[name];
+const name = applets.has(called) ? called : called === "cml-control" ? "control" : (args.shift() ?? "help");
+const load = applets.get(name);
 if (!load) {
-  console.error(`cml: ${name}: not one of ${Object.keys(applets).join(" ")}`);
-  process.exit(100);
+  const help = ["help", "--help", "-h"].includes(name);
+  (help ? process.stdout : process.stderr).write(help ? USAGE : `cml: ${name}: no such program\n${USAGE}`);
+  process.exit(help ? 0 : 100);
 }
 try {
   const { main } = await load();

@@ -1,0 +1,59 @@
+// The executable as it is built: its names, and that nothing which lies around changes what it runs.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "executable-"));
+  for (const name of ["cml", "control", "cml-control", "cmld", "something"])
+    symlinkSync(resolve("out/cml"), join(folder, name));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+function run(name: string, ...args: string[]): { status: number; said: string } {
+  const { exitCode, stdout, stderr } = Bun.spawnSync([`./${name}`, ...args], {
+    cwd: folder,
+    env: { PATH: "/usr/bin:/bin" },
+  });
+  return { status: exitCode, said: `${stdout}${stderr}` };
+}
+
+test("the name selects the program, or the first argument does", () => {
+  for (const [name, ...args] of [
+    ["control"],
+    ["cml-control"],
+    ["cml", "control"],
+    ["something", "control"],
+  ]) {
+    const { status, said } = run(name!, ...args, "help");
+    expect([name, status, said.split("\n")[0]]).toEqual([
+      name,
+      0,
+      "control client of the container management layer (control)",
+    ]);
+  }
+  expect(run("cmld", "--help").said).toStartWith("usage: cmld ");
+  expect(run("cml")).toEqual({ status: 0, said: expect.stringMatching(/^usage: cml .*\n\nprograms: init /) });
+  for (const word of ["nothing", "toString", "constructor"])
+    expect(run("cml", word)).toEqual({
+      status: 100,
+      said: expect.stringMatching(new RegExp(`^cml: ${word}: no such program\n`)),
+    });
+});
+
+test("files in the folder that it is started in run nothing and set nothing", () => {
+  const ran = join(folder, "ran");
+  writeFileSync(join(folder, "evil.ts"), `require("node:fs").writeFileSync(${JSON.stringify(ran)}, "");\n`);
+  writeFileSync(join(folder, "bunfig.toml"), 'preload = ["./evil.ts"]\n');
+  writeFileSync(join(folder, ".env"), "BUN_OPTIONS=--preload=./evil.ts\nNO_COLOR=1\nBUN_BE_BUN=1\n");
+  writeFileSync(join(folder, "tsconfig.json"), '{ "compilerOptions": { "paths": { "*": ["./evil.ts"] } } }');
+  writeFileSync(join(folder, "package.json"), '{ "name": "evil", "main": "./evil.ts", "type": "commonjs" }');
+  expect(run("control", "help").status).toBe(0);
+  expect(run("cml", "guestos", "--help").status).toBe(0);
+  expect(existsSync(ran)).toBe(false);
+  // The trap works: it is the runtime's own bunfig.toml that would have run it.
+  const bun = Bun.spawnSync([process.execPath, "-e", "0"], { cwd: folder, env: { PATH: "/usr/bin:/bin" } });
+  expect([bun.exitCode, existsSync(ran)]).toEqual([0, true]);
+});
