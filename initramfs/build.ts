@@ -11,7 +11,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { cpio, type Entry } from "./cpio.ts";
-import { alwaysLoaded, type Inputs, machineModules, ramdisk, runtime } from "./manifest.ts";
+import { type Inputs, lists, machineModules, ramdisk, runtime } from "./manifest.ts";
 import { modulesAlias, modulesDep } from "./modules.ts";
 
 const OUT = "out";
@@ -93,7 +93,7 @@ if (process.argv.includes("--test")) {
   const modules = machineModules(from);
   writeFileSync(`${from.generated}/modules.dep`, modulesDep(modules));
   writeFileSync(`${from.generated}/modules.alias`, modulesAlias(modules));
-  writeFileSync(`${from.generated}/modules.always`, alwaysLoaded());
+  for (const [name, text] of Object.entries(lists())) writeFileSync(`${from.generated}/${name}`, text);
   const inside = runtime(from);
   stage(inside, `${OUT}/runtime`);
   rmSync(image, { force: true });

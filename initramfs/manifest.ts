@@ -3,7 +3,7 @@
 import { realpathSync } from "node:fs";
 import type { Entry } from "./cpio.ts";
 import { closure } from "./libraries.ts";
-import { ALWAYS, canonical, DRIVERS, FIRST, type Module, select } from "./modules.ts";
+import { CORE, canonical, DRIVERS, FIRST, GUESTS, type Module, select } from "./modules.ts";
 
 export interface Inputs {
   readonly cml: string;
@@ -11,7 +11,7 @@ export interface Inputs {
   /** The unpacked kernel's modules directory, and its release. */
   readonly modules: string;
   readonly release: string;
-  /** Where generated files lie: modules.dep, modules.alias, modules.always. */
+  /** Where generated files lie: modules.dep, modules.alias, modules.core, modules.guests. */
   readonly generated: string;
   /** "x86_64-linux-gnu" */
   readonly triplet: string;
@@ -51,10 +51,13 @@ function realpathOf(name: string, triplet: string): string {
 }
 
 export const machineModules = (from: Inputs): Module[] =>
-  select(from.modules, [...FIRST, ...ALWAYS, ...DRIVERS]);
+  select(from.modules, [...FIRST, ...CORE, ...GUESTS, ...DRIVERS]);
 
-/** modules.always: what init loads without being asked, by name. */
-export const alwaysLoaded = (): string => ALWAYS.map((name) => `${canonical(name)}\n`).join("");
+/** modules.core and modules.guests: what init loads without being asked, by name. */
+export const lists = (): Record<string, string> => ({
+  "modules.core": CORE.map((name) => `${canonical(name)}\n`).join(""),
+  "modules.guests": GUESTS.map((name) => `${canonical(name)}\n`).join(""),
+});
 
 /** The runtime image: PID 1's root, read-only. */
 export function runtime(from: Inputs): Entry[] {
@@ -92,7 +95,7 @@ export function runtime(from: Inputs): Entry[] {
     { kind: "link", path: "usr/sbin/mkfs.ext4", to: "mke2fs" },
     file(`usr/lib64/${loader.name}`, loader.from, 0o755),
     ...names.filter((l) => l !== loader).map((l) => file(`${libraries}/${l.name}`, l.from)),
-    ...["modules.dep", "modules.alias", "modules.always"].map((name) =>
+    ...["modules.dep", "modules.alias", "modules.core", "modules.guests"].map((name) =>
       file(`${modules}/${name}`, `${from.generated}/${name}`),
     ),
     ...moduleFiles.map((m) => file(`${modules}/${m.path}`, `${from.modules}/${m.path}`)),

@@ -7,19 +7,31 @@ import { basename, join } from "node:path";
 /** What stage0 loads, before there is a runtime image. */
 export const FIRST = ["loop", "squashfs"];
 
-/** Loaded at every boot: no device announces that they are needed, and there is no modprobe that could be asked. */
-export const ALWAYS = [
-  // the data partition, guests' images and volumes
-  ["crc32c_generic", "crc32c-intel", "libcrc32c", "ext4", "erofs", "overlay", "fuse"],
+/** Loaded at every boot: no device announces that they are needed, and there is no modprobe that could be asked.
+ * First what core0 needs, before cmld starts: */
+export const CORE = [
+  ["crc32c_generic", "crc32c-intel", "libcrc32c", "ext4", "erofs", "overlay"],
+  ["veth", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat"],
+  ["nft_reject_inet", "nft_fib_inet", "sch_fq_codel"],
+].flat();
+
+/** Then, beside it, what other guests may use: volumes, links, their firewalls; and the power button. */
+export const GUESTS = [
+  ["button", "evdev", "fuse"],
   ["dm-mod", "dm-bufio", "dm-crypt", "dm-verity", "dm-integrity", "xts", "ecb", "cbc", "essiv", "authenc"],
   ["af_alg", "algif_skcipher", "algif_hash", "nls_ascii", "vfat"],
-  // networks of containers; guests' firewalls
-  ["veth", "bridge", "br_netfilter", "tun", "macvlan", "dummy", "nf_tables", "nf_conntrack", "nf_nat"],
-  ["nft_chain_nat", "nft_ct", "nft_masq", "nft_nat", "nft_redir", "nft_reject_inet", "nft_fib_inet"],
-  ["nft_limit", "nft_log", "nft_quota", "nft_hash", "nft_compat", "nf_log_syslog", "xt_conntrack"],
+  ["bridge", "br_netfilter", "tun", "macvlan", "dummy"],
+  [
+    "nft_redir",
+    "nft_limit",
+    "nft_log",
+    "nft_quota",
+    "nft_hash",
+    "nft_compat",
+    "nf_log_syslog",
+    "xt_conntrack",
+  ],
   ["xt_MASQUERADE", "xt_addrtype", "xt_comment", "xt_nat", "xt_mark", "xt_tcpudp"],
-  // the power button
-  ["button", "evdev"],
 ].flat();
 
 /** Loaded when a device with one of their aliases is there. */

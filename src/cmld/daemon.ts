@@ -20,6 +20,7 @@ import { loadDeviceId } from "./device.ts";
 import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import { type GuestOs, GuestOses, type Installation } from "./guestos.ts";
 import { forgetImages } from "./images.ts";
+import { modulesLoaded } from "./kernel.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
@@ -486,6 +487,7 @@ export class Manager implements Daemon {
       if (this.#ending) throw new Error("everything is being stopped");
       await this.#rebind(c);
       await this.#noteVersion(c);
+      await modulesLoaded(c.isC0 ? "core" : "guests");
       try {
         await c.start(options);
       } catch (e) {

@@ -41,6 +41,8 @@ const MORE = "/test/daemons.json";
 
 export const NOTIFY = `${RUN}/notify`;
 export const STORE = `${RUN}/store`;
+/** A folder: "core" is in it once the kernel modules are loaded that core0 needs, "guests" once all are. */
+export const MODULES = `${RUN}/modules`;
 /** A daemon that promised to send WATCHDOG=1 and was silent so long is killed (and started again). */
 const SILENCE_MS = 60_000;
 
@@ -57,7 +59,11 @@ const ENVIRONMENT = [
 ];
 
 export const DAEMONS: readonly Description[] = [
-  { name: "cmld", argv: ["/usr/sbin/cmld"], env: [...ENVIRONMENT, `CML_STORE=${STORE}`] },
+  {
+    name: "cmld",
+    argv: ["/usr/sbin/cmld"],
+    env: [...ENVIRONMENT, `CML_STORE=${STORE}`, `CML_MODULES=${MODULES}`],
+  },
 ];
 
 export function moreDaemons(): Description[] {

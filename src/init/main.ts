@@ -1,7 +1,7 @@
 // PID 1. It prepares the ground, finds the data partition, starts the daemons, and then reaps, keeps descriptors,
 // pats the watchdog and waits for the end. A crash of its own runtime executes it again ("init again"): same pid,
 // same children, same descriptors; /run/cml/init.json says what was done before.
-import { readdirSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { release } from "node:os";
 import { basename } from "node:path";
 import { type Ended, launch } from "../run/launch.ts";
@@ -39,11 +39,11 @@ import { receiveMessage } from "../sys/scm.ts";
 import { survive } from "../sys/survive.ts";
 import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
 import { mendClock, renewSeed, seed } from "./clock.ts";
-import { DAEMONS, Daemons, moreDaemons, NOTIFY, STORE } from "./daemons.ts";
+import { DAEMONS, Daemons, MODULES, moreDaemons, NOTIFY, STORE } from "./daemons.ts";
 import { Disks, LABEL } from "./disk.ts";
 import { isOpen, keepOpen } from "./kept.ts";
 import { Log } from "./log.ts";
-import { alwaysLoaded, devicesPresent, Loader, Modules } from "./modules.ts";
+import { devicesPresent, Loader, listed, Modules } from "./modules.ts";
 import { boot, ground, type Phase } from "./phases.ts";
 import { watchButton } from "./power.ts";
 import { EXITS_MAX, Reaper, waitStatus } from "./reaper.ts";
@@ -93,8 +93,11 @@ class Init {
   readonly #disks = new Disks();
   readonly #kept = new Map<string, Fd>();
   readonly #modules = Modules.read(`/usr/lib/modules/${release()}`);
-  readonly #loader: Loader;
-  #loaded: Promise<unknown> = Promise.resolve();
+  /** Drivers of devices; and, beside them, what is always loaded. */
+  readonly #drivers: Loader;
+  readonly #features: Loader;
+  #fileSystem: Promise<void> = Promise.resolve();
+  #looked = false;
   #daemons: Daemons | undefined;
   #ending = false;
 
@@ -113,7 +116,9 @@ class Init {
       if (exits.length > EXITS_MAX) exits.shift();
       this.#save();
     });
-    this.#loader = new Loader(this.#modules, this.#say, (pid) => void this.#reaper.end(pid));
+    const loader = () => new Loader(this.#modules, this.#say, (pid) => void this.#reaper.end(pid));
+    this.#drivers = loader();
+    this.#features = loader();
     for (const [signal, end] of SIGNALS) process.on(signal, () => this.#end(end, signal));
     process.on("uncaughtException", (e) => this.#say(`init: ${chain(e)}`));
     process.on("unhandledRejection", (e) => this.#say(`init: ${chain(e)}`));
@@ -165,7 +170,6 @@ class Init {
       { name: "log", vital: false, own: true, run: () => this.#log.toFile() },
       { name: "clock", vital: false, run: () => this.#clock() },
       { name: "seed", vital: false, own: true, run: () => this.#seed() },
-      { name: "modules", vital: false, run: async () => void (await this.#loaded) },
       { name: "watchdog", vital: false, own: true, run: () => this.#watch() },
       { name: "daemons", vital: true, own: true, run: () => this.#start() },
     ];
@@ -260,24 +264,38 @@ class Init {
     );
     this.#look();
     for (const name of readdirSync("/sys/class/input")) this.#button(name);
-    if (this.#again) return;
-    this.#loaded = this.#loader.others(alwaysLoaded());
   }
 
   /** Load drivers for every device that is there; disks tell of themselves when theirs has found them. */
   #look(): void {
     const drivers = new Set(devicesPresent().flatMap((m) => this.#modules.drivers(m)));
-    // A virtual machine's disk, without waiting until its bus has told of it.
-    if (drivers.has("virtio_pci")) void this.#loader.drivers(["virtio_pci", "virtio_blk"]);
-    void this.#loader.drivers([...drivers]);
+    // In a virtual machine everything that core0 needs is on one bus; what else it has can wait (an idle IDE
+    // controller costs as much as all of that).
+    const virtual = drivers.has("virtio_pci");
+    if (virtual) void this.#drivers.load(["virtio_pci", "virtio_blk"]);
+    else void this.#drivers.load([...drivers]);
     void this.#disks.scan();
+    if (this.#looked || existsSync(`${MODULES}/guests`)) return; // by us, or by the init that crashed
+    this.#looked = true;
+    this.#fileSystem = this.#features.load(FILE_SYSTEM);
+    void this.#ready("core", this.#features.load(listed("core")));
+    if (virtual) void this.#features.load([...drivers]);
+    void this.#ready("guests", this.#features.load(listed("guests")));
+  }
+
+  /** Tell cmld that these modules are loaded; core0 also needs its console's driver, and its network cards'. */
+  async #ready(what: "core" | "guests", loaded: Promise<void>): Promise<void> {
+    await loaded;
+    await this.#drivers.idle();
+    mkdirSync(MODULES, { recursive: true, mode: 0o755 });
+    writeFileSync(`${MODULES}/${what}`, "");
   }
 
   #event(e: Uevent): void {
     const modalias = e.values.get("MODALIAS");
     if (e.action === "add" && modalias !== undefined) {
       const drivers = this.#modules.drivers(modalias);
-      if (drivers.length > 0) void this.#loader.drivers(drivers);
+      if (drivers.length > 0) void this.#drivers.load(drivers);
     }
     this.#disks.event(e);
     const device = e.values.get("DEVNAME") ?? "";
@@ -299,7 +317,7 @@ class Init {
     clearTimeout(timer);
     // As e2fsck itself: a file system that was unmounted in order and knows of no error needs no look.
     const checked = clean ? "clean" : await this.#check(device);
-    await this.#loader.drivers(FILE_SYSTEM);
+    await this.#fileSystem;
     now(mount(device, DATA, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME));
     this.#say(`init: data partition ${device}: ${checked}`);
     now(mkdir(BASE, 0o755));

@@ -27,7 +27,7 @@ export class Modules {
   readonly #needs = new Map<string, { path: string; needs: string[] }>();
   /** Patterns of modules.alias by what stands before the first ":" ("pci", "virtio"). */
   readonly #aliases = new Map<string, { pattern: string; module: string }[]>();
-  readonly #asked = new Set<string>();
+  readonly #loaded = new Set<string>();
 
   constructor(directory: string, dep: string, alias: string) {
     this.#directory = directory;
@@ -58,15 +58,17 @@ export class Modules {
     return [...new Set(list.filter((a) => matches(a.pattern, modalias)).map((a) => a.module))];
   }
 
-  /** Files to load for these names, dependencies first; each is given once in the life of this object. */
+  /** Files to load for these names, dependencies first, without what is loaded already. */
   files(names: Iterable<string>): string[] {
     const out: string[] = [];
+    const seen = new Set<string>();
     const visit = (name: string): void => {
       const m = this.#needs.get(name);
-      if (!m || this.#asked.has(name)) return; // not here: built in, or not our device
-      this.#asked.add(name);
+      if (!m || seen.has(name)) return; // not here: built in, or not our device
+      seen.add(name);
       for (const path of m.needs) visit(canonical(basename(path, ".ko")));
-      out.push(join(this.#directory, m.path));
+      const file = join(this.#directory, m.path);
+      if (!this.#loaded.has(file)) out.push(file);
     };
     for (const name of names) visit(canonical(name));
     return out;
@@ -84,7 +86,8 @@ export class Modules {
       ours(child.pid);
       child.pidfd.close();
       try {
-        return await child.started();
+        await child.started();
+        break;
       } catch (e) {
         if (!(e instanceof SysError) || e.step === undefined) throw e;
         const which = at + Math.floor(e.step / STEPS);
@@ -92,25 +95,17 @@ export class Modules {
         at = which + 1;
       }
     }
+    for (const file of files) this.#loaded.add(file); // one that was refused is not asked again
   }
 }
 
-/** Modules loaded in one go while nothing urgent waits. */
-const PORTION = 8;
-
-interface Job {
-  readonly names: readonly string[];
-  readonly done: () => void;
-}
-
-/** One load at a time, for a later module may need what an earlier one brings; drivers of devices before others. */
+/** One job after another. Two of these work beside each other: what both want is loaded by the first and there
+ * already for the second (the kernel waits for a module that is being loaded). */
 export class Loader {
   readonly #modules: Modules;
   readonly #say: (line: string) => void;
   readonly #ours: (pid: number) => void;
-  readonly #urgent: Job[] = [];
-  readonly #others: Job[] = [];
-  #busy = false;
+  #last: Promise<void> = Promise.resolve();
 
   /** `ours` is told every child, for the reaper. */
   constructor(modules: Modules, say: (line: string) => void, ours: (pid: number) => void) {
@@ -120,37 +115,23 @@ export class Loader {
   }
 
   /** Resolves when they are loaded, or have been refused. */
-  drivers(names: readonly string[]): Promise<void> {
-    return this.#add(this.#urgent, names);
-  }
-
-  async others(names: readonly string[]): Promise<void> {
-    const portions: Promise<void>[] = [];
-    for (let at = 0; at < names.length; at += PORTION)
-      portions.push(this.#add(this.#others, names.slice(at, at + PORTION)));
-    await Promise.all(portions);
-  }
-
-  #add(queue: Job[], names: readonly string[]): Promise<void> {
-    return new Promise((done) => {
-      queue.push({ names, done });
-      if (!this.#busy) void this.#work();
-    });
-  }
-
-  async #work(): Promise<void> {
-    this.#busy = true;
-    for (;;) {
-      const job = this.#urgent.shift() ?? this.#others.shift();
-      if (!job) break;
+  load(names: readonly string[]): Promise<void> {
+    this.#last = this.#last.then(async () => {
       try {
-        await this.#modules.load(job.names, (why) => this.#say(`init: module ${why}`), this.#ours);
+        await this.#modules.load(names, (why) => this.#say(`init: module ${why}`), this.#ours);
       } catch (e) {
-        this.#say(`init: modules ${job.names.join(" ")}: ${chain(e)}`);
+        this.#say(`init: modules ${names.join(" ")}: ${chain(e)}`);
       }
-      job.done();
+    });
+    return this.#last;
+  }
+
+  /** Resolves when nothing that was asked for is left. */
+  async idle(): Promise<void> {
+    for (let at: Promise<void> | undefined; at !== this.#last; ) {
+      at = this.#last;
+      await at;
     }
-    this.#busy = false;
   }
 }
 
@@ -169,9 +150,9 @@ export function matches(pattern: string, text: string): boolean {
   return new RegExp(`^${source}$`).test(text);
 }
 
-/** Names that are loaded at every boot, whatever devices there are: the image's own list. */
-export const alwaysLoaded = (directory = `/usr/lib/modules/${release()}`): string[] =>
-  readFileSync(join(directory, "modules.always"), "utf8")
+/** Names that are loaded at every boot, whatever devices there are: the image's own lists. */
+export const listed = (list: "core" | "guests", directory = `/usr/lib/modules/${release()}`): string[] =>
+  readFileSync(join(directory, `modules.${list}`), "utf8")
     .split("\n")
     .filter((line) => line !== "");
 
