@@ -4,6 +4,7 @@ import { writeFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { join } from "node:path";
 import { Ration } from "../lib/log.ts";
+import { C0 } from "../lib/uuid.ts";
 import { type Child, type Ended, hasEnded, launch, reap } from "../run/launch.ts";
 import { O_DIRECTORY, O_RDONLY, openat, read, SOCK_STREAM, signal } from "../sys/calls.ts";
 import { isFrozen, kill as killGroup, settled } from "../sys/cgroup.ts";
@@ -21,8 +22,6 @@ import { childGroupOf, groupOf } from "./modules/cgroups.ts";
 import { withoutEffect } from "./pending.ts";
 import { program } from "./program.ts";
 import { isUp, move, type State } from "./state.ts";
-
-export const C0_UUID = "00000000-0000-0000-0000-000000000000";
 
 /** core.md 7.2: still BOOTING after this is killed. */
 const BOOT_MS = 800_000;
@@ -157,7 +156,7 @@ export class Container implements ContainerLife {
     return shownName(this.#config.name);
   }
   get isC0(): boolean {
-    return this.uuid === C0_UUID;
+    return this.uuid === C0;
   }
   /** Its control group, while it is up. */
   get group(): string {

@@ -23,13 +23,13 @@ import {
   readContainer,
   shownName,
 } from "./config.ts";
+import { ID_RANGE } from "./modules/users.ts";
 
-/** First host id of range 0, and how many ids a container has; as the original. */
+/** First host id of range 0, and from range to range; as the original. */
 const IDS_START = 100_000;
 const IDS_STEP = 100_000;
-const IDS_RANGE = 65_536;
 /** The last range ends below 2^32-1, which is no id (user_namespaces(7)). */
-const INDEX_MAX = Math.floor((2 ** 32 - 2 - IDS_RANGE - IDS_START) / IDS_STEP);
+const INDEX_MAX = Math.floor((2 ** 32 - 2 - ID_RANGE - IDS_START) / IDS_STEP);
 
 /** Signatures and certificate chains are a few KiB. */
 const SIGNATURE_MAX = 65_536;
@@ -357,7 +357,7 @@ export class Containers {
 
   #overlaps(index: number): boolean {
     const start = uidStart(index);
-    return (this.#around.taken ?? []).some((t) => t.start < start + IDS_RANGE && start < t.start + t.count);
+    return (this.#around.taken ?? []).some((t) => t.start < start + ID_RANGE && start < t.start + t.count);
   }
 
   #free(used: ReadonlyMap<number, string>): number {

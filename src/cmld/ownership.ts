@@ -18,10 +18,10 @@ import { attempt, now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
+import { ID_RANGE } from "./modules/users.ts";
 import { ATTRIBUTES, deliver, spare, writableSteps } from "./overlay.ts";
 
-/** Ids of a range; what an image has beyond them belongs to nobody. */
-const RANGE = 65536;
+/** What an image has beyond a container's ids belongs to nobody. */
 const NOBODY = 65534;
 /** Inodes of the layer with the owners: a bound on the kernel memory that an image can take, about 1 KiB each. */
 const INODES = "1m";
@@ -54,7 +54,7 @@ export async function idsFrom(uidStart: number): Promise<Fd> {
   const over = child.started().catch(() => {});
   try {
     for (const map of ["uid_map", "gid_map"])
-      writeFileSync(`/proc/${child.pid}/${map}`, `0 ${uidStart} ${RANGE}\n`);
+      writeFileSync(`/proc/${child.pid}/${map}`, `0 ${uidStart} ${ID_RANGE}\n`);
     return new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${child.pid}/ns/user`, sys.O_RDONLY)));
   } finally {
     kill(pidfd, SIGKILL);
@@ -154,7 +154,7 @@ async function chownAll(root: string, uidStart: number): Promise<number> {
     const files = entries.filter((e) => !e.isDirectory()).map((e) => `${folder}/${e.name}`);
     await inParallel(files, read);
   }
-  const mapped = (id: number) => uidStart + (id < RANGE ? id : NOBODY);
+  const mapped = (id: number) => uidStart + (id < ID_RANGE ? id : NOBODY);
   await inParallel(found, async ({ path, uid, gid, mode, capability }) => {
     await lchown(path, mapped(uid), mapped(gid));
     if ((mode & S_IFMT) === S_IFREG && mode & SPECIAL) await chmod(path, mode & 0o7777);

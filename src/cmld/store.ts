@@ -64,17 +64,36 @@ interface Pending {
 
 const send = (to: Fd, p: Pending): void => sendMessage(to, p.bytes, p.fd ? [p.fd] : []);
 
+/** What an earlier cmld has kept, until somebody takes it. */
+abstract class Finder {
+  protected readonly found = new Map<string, Fd>();
+
+  kept(name: string): Fd | undefined {
+    const fd = this.found.get(name);
+    this.found.delete(name);
+    return fd;
+  }
+
+  names(): string[] {
+    return [...this.found.keys()];
+  }
+
+  protected drop(name: string): void {
+    this.kept(name)?.close();
+  }
+}
+
 /** A client of src/init/store.ts. Requests are answered in order; when init executes itself again, the connection
  * ends, and what has no answer yet is sent again on a new one (each of them may be done twice). */
-class InitStore implements Store {
+class InitStore extends Finder implements Store {
   readonly #path: string;
   readonly #log: (line: string) => void;
-  readonly #found = new Map<string, Fd>();
   #socket: Fd | undefined;
   #watch: Watch | undefined;
   #pending: Pending[] = [];
 
   private constructor(path: string, log: (line: string) => void) {
+    super();
     this.#path = path;
     this.#log = log;
   }
@@ -84,7 +103,7 @@ class InitStore implements Store {
     const { answer } = await store.#ask({ command: StoreRequest.Command.LIST });
     for (const name of answer.names) {
       const { fd } = await store.#ask({ command: StoreRequest.Command.GET, name });
-      if (fd) store.#found.set(name, fd);
+      if (fd) store.found.set(name, fd);
     }
     return store;
   }
@@ -93,19 +112,8 @@ class InitStore implements Store {
     this.#tell({ command: StoreRequest.Command.STORE, name }, fd);
   }
 
-  kept(name: string): Fd | undefined {
-    const fd = this.#found.get(name);
-    this.#found.delete(name);
-    return fd;
-  }
-
-  names(): string[] {
-    return [...this.#found.keys()];
-  }
-
   forget(name: string): void {
-    this.#found.get(name)?.close();
-    this.#found.delete(name);
+    this.drop(name);
     this.#tell({ command: StoreRequest.Command.TAKE, name });
   }
 
@@ -199,16 +207,16 @@ class InitStore implements Store {
 }
 
 /** systemd's file descriptor store, sd_pid_notify_with_fds(3): it gives everything back when it starts us again. */
-class SystemdStore implements Store {
+class SystemdStore extends Finder implements Store {
   readonly #notify: string;
   readonly #log: (line: string) => void;
-  readonly #found = new Map<string, Fd>();
 
   constructor(
     notify: string,
     env: Readonly<Record<string, string | undefined>>,
     log: (line: string) => void,
   ) {
+    super();
     this.#notify = notify;
     this.#log = log;
     if (env.LISTEN_PID !== String(process.pid)) return;
@@ -217,7 +225,7 @@ class SystemdStore implements Store {
       const name = names[i] ?? "unknown";
       if (!name.startsWith(SystemdStore.#PREFIX)) continue; // a socket of the unit's own
       using given = new Fd(FIRST + i); // it has no close-on-exec: the copy does
-      this.#found.set(name.slice(SystemdStore.#PREFIX.length), copy(given));
+      this.found.set(name.slice(SystemdStore.#PREFIX.length), copy(given));
     }
   }
 
@@ -227,19 +235,8 @@ class SystemdStore implements Store {
     this.#say(`FDSTORE=1\nFDNAME=${SystemdStore.#PREFIX}${name}\nFDPOLL=0\n`, [fd]);
   }
 
-  kept(name: string): Fd | undefined {
-    const fd = this.#found.get(name);
-    this.#found.delete(name);
-    return fd;
-  }
-
-  names(): string[] {
-    return [...this.#found.keys()];
-  }
-
   forget(name: string): void {
-    this.#found.get(name)?.close();
-    this.#found.delete(name);
+    this.drop(name);
     this.#say(`FDSTOREREMOVE=1\nFDNAME=${SystemdStore.#PREFIX}${name}\n`);
   }
 

@@ -11,7 +11,6 @@ export type At = number | Reg;
 export const AT_FDCWD = -100; // linux/fcntl.h
 export const AT_EMPTY_PATH = 0x1000;
 export const AT_SYMLINK_NOFOLLOW = 0x100;
-export const AT_RECURSIVE = 0x8000;
 export const AT_REMOVEDIR = 0x200;
 
 // asm-generic/fcntl.h; O_DIRECTORY and O_NOFOLLOW differ on arm64 (asm/fcntl.h).
@@ -37,12 +36,9 @@ export const MS_NODEV = 4;
 export const MS_NOEXEC = 8;
 export const MS_REMOUNT = 32;
 export const MS_NOATIME = 1024;
-export const MS_BIND = 4096;
-export const MS_MOVE = 8192;
 export const MS_REC = 16384;
 export const MS_PRIVATE = 1 << 18;
 export const MS_SLAVE = 1 << 19;
-export const MS_RELATIME = 1 << 21;
 export const MNT_DETACH = 2;
 export const OPEN_TREE_CLONE = 1;
 export const MOVE_MOUNT_F_EMPTY_PATH = 4;
@@ -55,21 +51,17 @@ export const MOUNT_ATTR_NOATIME = 0x10;
 export const MOUNT_ATTR_IDMAP = 0x100000;
 export const FSCONFIG_SET_FLAG = 0;
 export const FSCONFIG_SET_STRING = 1;
-export const FSCONFIG_SET_FD = 5;
 export const FSCONFIG_CMD_CREATE = 6;
 
 // linux/openat2.h
-export const RESOLVE_NO_XDEV = 1;
 export const RESOLVE_NO_MAGICLINKS = 2;
 export const RESOLVE_NO_SYMLINKS = 4;
-export const RESOLVE_BENEATH = 8;
 export const RESOLVE_IN_ROOT = 0x10;
 
 // linux/sched.h
 export const CLONE_VM = 0x100n;
 export const CLONE_FILES = 0x400n;
 export const CLONE_VFORK = 0x4000n;
-export const CLONE_PARENT = 0x8000n;
 export const CLONE_NEWTIME = 0x80n;
 export const CLONE_NEWNS = 0x20000n;
 export const CLONE_NEWCGROUP = 0x2000000n;
