@@ -1,6 +1,6 @@
 // One container: its state, its hooks in order, release in reverse.
 
-import { writeFileSync } from "node:fs";
+import { existsSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { join } from "node:path";
 import { Ration } from "../lib/log.ts";
@@ -108,6 +108,8 @@ export class Container implements ContainerLife {
   /** No start follows a reboot: it is being killed. */
   #halted = false;
   #rebooted = Number.NEGATIVE_INFINITY;
+  /** Ends the wait for the freezer: it was told otherwise. */
+  #thawed: (() => void) | undefined;
   /** Ends the pause before the start that follows a reboot. */
   #hurry: (() => void) | undefined;
   readonly #ration = new Ration(LINES, LINE_MS);
@@ -167,6 +169,11 @@ export class Container implements ContainerLife {
     return this.#pending !== undefined;
   }
 
+  /** Its start has not come to the point where there is an init to speak of. */
+  get #unborn(): boolean {
+    return this.#state === "STARTING" || (this.#state === "BOOTING" && !this.#live);
+  }
+
   get #frozen(): boolean {
     return this.#state === "FREEZING" || this.#state === "FROZEN";
   }
@@ -181,6 +188,7 @@ export class Container implements ContainerLife {
     const from = this.#state;
     this.#state = move(this.#name, from, state);
     if (from === state) return;
+    if (from === "FREEZING") this.#thawed?.();
     if (state === "STOPPED" || state === "REBOOTING") {
       if (this.#pending) this.#config = this.#pending;
       this.#pending = undefined;
@@ -285,7 +293,7 @@ export class Container implements ContainerLife {
         await ledger?.release().catch((e) => around.log(`${name}: ${chain(e)}`));
         this.#to("STOPPED");
       }
-      throw new Error(`start ${name}`, { cause });
+      throw new Error(`start ${name}${this.#halted ? ": it was stopped meanwhile" : ""}`, { cause });
     }
   }
 
@@ -434,7 +442,7 @@ export class Container implements ContainerLife {
 
   async stop(): Promise<void> {
     const name = this.#name;
-    if (this.#state === "REBOOTING" || this.#state === "STARTING") return this.kill(); // nobody to ask
+    if (this.#state === "REBOOTING" || this.#unborn) return this.kill(); // nobody to ask
     if (this.#frozen) await this.unfreeze();
     const live = this.#live;
     if (!live || !["RUNNING", "BOOTING", "SETUP"].includes(this.#state))
@@ -457,7 +465,7 @@ export class Container implements ContainerLife {
     this.#halted = true;
     this.#hurry?.();
     try {
-      if (this.#state === "STARTING") killGroup(this.group); // its child, if there is one: the start fails
+      if (this.#unborn) killGroup(this.group); // its child, if there is one: the start fails
       await this.#starting;
       await this.#kill();
     } finally {
@@ -483,12 +491,17 @@ export class Container implements ContainerLife {
     live.frozenFrom = this.#state;
     this.#to("FREEZING");
     writeFileSync(join(this.group, "cgroup.freeze"), "1");
-    if (await settled(this.group, "frozen", 1, FREEZE_MS)) {
-      if (this.#live === live) this.#to("FROZEN");
+    const { promise: thawed, resolve } = Promise.withResolvers<boolean>();
+    this.#thawed = () => resolve(false);
+    const frozen = await Promise.race([settled(this.group, "frozen", 1, FREEZE_MS), thawed]);
+    if (this.#live !== live || this.state !== "FREEZING")
+      throw new Error(`${this.#name} is ${this.#state} before it was frozen`);
+    if (frozen) {
+      this.#to("FROZEN");
       this.#note();
       return;
     }
-    if (this.#live === live) await this.unfreeze();
+    await this.unfreeze();
     throw new Error(`${this.#name}: not frozen after ${FREEZE_MS / 1000} s`);
   }
 
@@ -524,6 +537,8 @@ export class Container implements ContainerLife {
     const os = this.around.bind(this.#config);
     const ledger = await this.#ledger(os);
     const kept: string[] = [];
+    const images = () => (existsSync(this.imageDir) ? readdirSync(this.imageDir) : []);
+    const had = new Set(images());
     try {
       const s = this.#begin(false, ledger, os, kept);
       for (const m of this.around.modules) await hook(m, "prepare", () => m.prepare?.(s));
@@ -531,6 +546,8 @@ export class Container implements ContainerLife {
     } finally {
       for (const entry of kept) this.around.forget(entry);
       await ledger.release();
+      // A first start makes the volumes that it mounts; to explain it is to do nothing.
+      for (const name of images()) if (!had.has(name)) rmSync(join(this.imageDir, name), { force: true });
     }
   }
 }

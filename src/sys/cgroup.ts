@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { AT_FDCWD, AT_REMOVEDIR, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, openat, unlinkat } from "./calls.ts";
-import { EBUSY, ENOENT, isErrno, SysError } from "./error.ts";
+import { EBUSY, ENODEV, ENOENT, isErrno, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { attempt, now } from "./now.ts";
 import { watch } from "./poll.ts";
@@ -35,6 +35,10 @@ export function make(group: string): void {
 /** Wait until `cgroup.events` shows `key value`; false when `timeoutMs` is over first or the group is gone. */
 export async function settled(group: string, key: "populated" | "frozen", value: 0 | 1, timeoutMs: number) {
   const holds = (): boolean => readFileSync(join(group, "cgroup.events"), "utf8").includes(`${key} ${value}`);
+  const gone = (e: unknown): boolean => {
+    if (isErrno(e, ENOENT) || isErrno(e, ENODEV)) return true;
+    throw e;
+  };
   try {
     using fd = new Fd(now(openat(-100, join(group, "cgroup.events"), O_RDONLY)));
     if (holds()) return true;
@@ -45,14 +49,17 @@ export async function settled(group: string, key: "populated" | "frozen", value:
         resolve(result);
       };
       const w = watch(fd, EPOLLPRI, () => {
-        if (holds()) done(true);
+        try {
+          if (holds()) done(true);
+        } catch (e) {
+          if (gone(e)) done(false);
+        }
       });
       const timer = setTimeout(() => done(false), timeoutMs);
       if (holds()) done(true);
     });
   } catch (e) {
-    if (isErrno(e, ENOENT)) return false;
-    throw e;
+    return !gone(e);
   }
 }
 

@@ -336,7 +336,10 @@ test("a start that hangs can be stopped", async () => {
   const starting = c.start({ setup: false }).then(() => "started", chain);
   await reached.promise;
   await c.stop();
-  expect([c.state, await starting]).toEqual(["STOPPED", "start web: attach stuck: its child is gone"]);
+  expect([c.state, await starting]).toEqual([
+    "STOPPED",
+    "start web: it was stopped meanwhile: attach stuck: its child is gone",
+  ]);
 });
 
 test("only one start at a time; explain() and start() do not meet", async () => {

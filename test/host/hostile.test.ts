@@ -1,7 +1,7 @@
 // What a container, a client or a careless user may do on purpose or by mistake, against a real cmld.
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { type IServiceToCmldMessage, ServiceToCmldMessage } from "../../proto/gen/proto.js";
@@ -157,6 +157,14 @@ test("a disk that is full: the start says so, and takes nothing", async () => {
   }
 });
 
+test("to explain a start is to do nothing", async () => {
+  const data = { mount_point: "/data", image_file: "data", fs_type: "ext4", mount_type: Type.EMPTY };
+  const images = join(world.directory, "explained");
+  const container = world.container({ mounts: [...ROOT, data], images });
+  expect((await container.explain()).join("\n")).toContain("execve");
+  expect(existsSync(images) ? readdirSync(images) : []).toEqual([]);
+});
+
 // --- a client ---------------------------------------------------------------------------------
 
 test("a container that is named a thousand times is answered once", async () => {
@@ -171,6 +179,28 @@ test("a container that is named a thousand times is answered once", async () => 
   expect((await client.ask(Command.STATS, { container_uuids })).stats.length).toBe(1);
   await client.say(Command.REMOVE_CONTAINER, one(uuid));
 });
+
+test("two that want different things of a container: each is told what came of it, at once", async () => {
+  using other = await cmld.client();
+  const freeze = Command.CONTAINER_FREEZE;
+  for (const second of [Command.CONTAINER_UNFREEZE, Command.CONTAINER_STOP, Command.REMOVE_CONTAINER]) {
+    const uuid = await started("torn");
+    const begin = performance.now();
+    const said = await Promise.all([client.say(freeze, one(uuid)), other.say(second, one(uuid))]);
+    expect(performance.now() - begin).toBeLessThan(4000);
+    expect(said[0]).toMatch(/^CMD_OK$|torn is \w+ before it was frozen/);
+    expect(said[1]).toMatch(/^CMD_OK$|^CONTAINER_STOP_OK$/);
+    await client.say(Command.REMOVE_CONTAINER, one(uuid));
+  }
+  for (let i = 0; i < 20; i++) {
+    const uuid = await cmld.create("torn");
+    const start = client.say(Command.CONTAINER_START, one(uuid));
+    await Bun.sleep(i * 1.5); // the start is a little further each time
+    expect(await other.say(Command.CONTAINER_STOP, one(uuid))).toMatch(/^CONTAINER_STOP_OK$|is STOPPED/);
+    expect(await start).toMatch(/^CONTAINER_START_OK$|start torn: it was stopped meanwhile: /);
+    await client.say(Command.REMOVE_CONTAINER, one(uuid));
+  }
+}, 30_000);
 
 // --- a careless user --------------------------------------------------------------------------
 
