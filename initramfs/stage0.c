@@ -121,7 +121,7 @@ __attribute__((used)) static void stage0(void)
 	need(sys(SYS_chdir, (long)"/", 0, 0, 0, 0), "/");
 
 	const char *argv[] = { "init", 0 };
-	/* The runtime's settings: docs/decisions/ramdisk.md. */
+	/* The runtime's settings: docs/decisions/runtime-settings.md. */
 	const char *env[] = { "PATH=/usr/sbin:/usr/bin", "HOME=/run", "LC_ALL=C.UTF-8", "TZ=UTC",
 			      "BUN_JSC_useDFGJIT=0", "BUN_JSC_useConcurrentJIT=0", "BUN_JSC_forceRAMSize=67108864", 0 };
 	need(sys(SYS_execve, (long)"/usr/sbin/init", (long)argv, (long)env, 0, 0), "/usr/sbin/init");

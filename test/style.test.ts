@@ -85,7 +85,9 @@ test("a test that sleeps says why on the line", async () => {
 
 /** Files that sources and documents name are there: a proof that is not there proves nothing. */
 test("paths in sources and documents lead somewhere", async () => {
-  const documents = [...new Glob("{*.md,Makefile,docs/**/*.md,{ffi,initramfs}/*.c}").scanSync(".")];
+  const documents = [
+    ...new Glob("{*.md,Makefile,docs/**/*.md,{ffi,initramfs}/*.c,debian/*.service}").scanSync("."),
+  ];
   const wrong = await offences([...sources, ...documents], function* (file, text) {
     for (const [path] of text.matchAll(
       /(?<![\w./-])(docs|src|test|initramfs|ffi|proto|debian)\/[\w/-]+(\.test)?\.(md|ts|c|sh|proto|json)\b/g,
