@@ -67,7 +67,6 @@ if (import.meta.main) {
     for (const name of ["run.so", "cservice"]) copyFileSync(join(folder, name), join(tree, "out", name));
     const target = ["--target=bun-linux-arm64", `--compile-executable-path=${bun}`];
     run([process.execPath, "build", ...flags, ...target, "src/main.ts", "--outfile", resolve(output)], tree);
-    console.log(`${output}: ${(readFileSync(output).length / 1e6).toFixed(1)} MB`);
   } catch (e) {
     console.error(`cross: ${chain(e)}`);
     process.exit(1);

@@ -1,6 +1,6 @@
 // The shared libraries that a program needs, all of them, as this machine resolves them.
 import { realpathSync } from "node:fs";
-import { basename } from "node:path";
+import { basename, join } from "node:path";
 
 export interface Library {
   /** The name that programs ask for: "libc.so.6". */
@@ -23,5 +23,25 @@ export function closure(files: readonly string[]): Library[] {
       if (path !== undefined) found.set(basename(path), realpathSync(path));
     }
   }
-  return [...found].map(([name, from]) => ({ name, from })).toSorted((a, b) => (a.name < b.name ? -1 : 1));
+  return sorted(found);
 }
+
+/** The same for another architecture, whose libraries lie in `folder`: by what each file says that it needs. */
+export function closureIn(folder: string, files: readonly string[]): Library[] {
+  const found = new Map<string, string>();
+  const look = (file: string): void => {
+    const readelf = Bun.spawnSync(["readelf", "--dynamic", file], { env: { PATH: "/usr/bin", LC_ALL: "C" } });
+    if (readelf.exitCode !== 0) throw new Error(`readelf ${file}: ${readelf.stderr.toString().trim()}`);
+    for (const [, name] of readelf.stdout.toString().matchAll(/\(NEEDED\).*\[(.+)\]$/gm)) {
+      if (found.has(name!)) continue;
+      const from = realpathSync(join(folder, name!));
+      found.set(name!, from);
+      look(from);
+    }
+  };
+  files.forEach(look);
+  return sorted(found);
+}
+
+const sorted = (found: ReadonlyMap<string, string>): Library[] =>
+  [...found].map(([name, from]) => ({ name, from })).toSorted((a, b) => (a.name < b.name ? -1 : 1));
