@@ -3,6 +3,7 @@
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import type { ArgsDef } from "citty";
 import protobuf from "protobufjs";
+import { WITHOUT_EFFECT } from "./cmld/pending.ts";
 import { GLOBAL, type Option } from "./control/arguments.ts";
 import { COMMANDS, type Row } from "./control/commands.ts";
 import { COMMANDS as GUESTOS, SUMMARY } from "./guestos/table.ts";
@@ -199,6 +200,7 @@ const TYPES: Record<string, string> = { bool: "true or false", string: "string",
 
 /** A message's fields, and those of the messages in it. */
 function fields(type: protobuf.Type): string {
+  const idle: ReadonlySet<string> = new Map(Object.entries(WITHOUT_EFFECT)).get(type.name) ?? new Set();
   const nested = new Set<protobuf.Type>();
   const items = type.fieldsArray
     .toSorted((a, b) => a.id - b.id)
@@ -218,6 +220,7 @@ function fields(type: protobuf.Type): string {
             : ""
           : `default ${typeof f.options.default === "string" && f.type === "string" ? JSON.stringify(f.options.default) : f.options.default}`,
         f.id >= 1000 ? "not known to the original" : "",
+        idle.has(f.name) ? "no effect yet, which the log says" : "",
       ].filter(Boolean);
       const rest = notes.length > 0 ? ` (${notes.join("; ")})` : "";
       const comment = f.comment ? text(f.comment.replace(/\s*\n\s*/g, " ")) : "";

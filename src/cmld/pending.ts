@@ -47,3 +47,9 @@ export function withoutEffect(c: ContainerConfig, os: Pick<GuestOsConfig, "name"
 
 /** One line for each field of device.conf that does nothing. */
 export const withoutEffectHere = (d: DeviceConfig): string[] => asked(DEVICE, d);
+
+/** The fields of each kind of file that do nothing, whatever they say (userns says no only in vain); for manual pages. */
+export const WITHOUT_EFFECT: Readonly<Record<"ContainerConfig" | "DeviceConfig", ReadonlySet<string>>> = {
+  ContainerConfig: new Set(CONTAINER.map(([field]) => field).filter((field) => field !== "userns")),
+  DeviceConfig: new Set(DEVICE.map(([field]) => field)),
+};
