@@ -12,8 +12,18 @@ interface Group {
 }
 
 const MINUTE = 60_000;
-/** A network namespace of its own: no test meets the links and rules of the machine, or of another run. */
-const APART = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"];
+/** Namespaces of its own: no test meets the links, rules and mounts of the machine, or of another run. */
+const APART = [
+  "unshare",
+  "--net",
+  "--mount",
+  "--propagation",
+  "private",
+  "sh",
+  "-c",
+  'ip link set lo up && exec "$@"',
+  "sh",
+];
 const GROUPS: Record<string, Group> = {
   unit: { paths: ["src", "ffi", "proto", "initramfs", "test/style.test.ts"], timeoutMs: MINUTE },
   host: { paths: ["test/host"], timeoutMs: 3 * MINUTE, within: APART },
