@@ -163,8 +163,8 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests ## ours b
 
 .PHONY: soak soak-leak soak-crash soak-fuzz
 soak: soak-leak soak-crash soak-fuzz ## the tests with the large counts, in three parts; results are added to docs/soak.md
-soak-leak: $(OUT)/cml guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
-	CML_SOAK=1 $(BUN) test/run.ts leak
+soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
+	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine
 soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cmld and PID 1 killed again and again: nothing is lost
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
 soak-fuzz: $(OUT)/cml guests ## 60 s of broken bytes for each parser, fixed seed

@@ -30,6 +30,7 @@ const GROUPS: Record<string, Group> = {
   machine: { paths: ["test/machine"], timeoutMs: 10 * MINUTE },
   // parts of `make soak`
   leak: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "leave nothing|nothing grows" },
+  leakmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "leave nothing" },
   crash: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "kill -9|next cmld|next one" },
   crashinit: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "fatal signal" },
   fuzz: { paths: ["src", "test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "fuzz" },
