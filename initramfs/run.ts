@@ -6,8 +6,8 @@ import { base } from "../test/machine/qemu.ts";
 
 const LOG = "out/run.log";
 const MONITOR = "out/run.monitor";
-/** core0's shell waits for a command: busybox' prompt, and its question where the cursor is. */
-const PROMPT = /[#$] (\x1b\[6n)?$/;
+/** core0's shell waits for a command, or for more of one: busybox' prompts, and its question where the cursor is. */
+const PROMPT = /(^|[\r\n])([^\r\n]*[#$]|>) (\x1b\[6n)?$/;
 /** How long the machine may take to its prompt, and to switch off: it is emulated. */
 const [PROMPT_MS, END_MS] = [180_000, 120_000];
 
