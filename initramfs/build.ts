@@ -11,7 +11,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { cpio, type Entry } from "./cpio.ts";
-import { type Inputs, lists, machineModules, ramdisk, runtime } from "./manifest.ts";
+import { inputs, lists, machineModules, ramdisk, runtime } from "./manifest.ts";
 import { modulesAlias, modulesDep } from "./modules.ts";
 
 const OUT = "out";
@@ -58,15 +58,7 @@ const list = (entries: readonly Entry[], prefix: string): string[] =>
       return `${String(size).padStart(10)}  ${prefix}${e.path}${e.kind === "link" ? ` -> ${e.to}` : ""}`;
     });
 
-const machine = process.arch === "arm64" ? "aarch64" : "x86_64";
-const from: Inputs = {
-  cml: `${OUT}/cml`,
-  stage0: `${OUT}/${machine}/stage0`,
-  modules: `${OUT}/kernel/modules`,
-  release: readFileSync(`${OUT}/kernel/release`, "utf8").trim(),
-  generated: `${OUT}/generated`,
-  triplet: `${machine}-linux-gnu`,
-};
+const from = inputs(OUT);
 
 const image = `${OUT}/runtime.squashfs`;
 if (process.argv.includes("--test")) {

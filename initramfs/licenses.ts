@@ -3,11 +3,10 @@
 import { existsSync, readdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import type { Entry } from "./cpio.ts";
-import { type Inputs, ramdisk, runtime } from "./manifest.ts";
+import { inputs, ramdisk, runtime } from "./manifest.ts";
 import { command, licence, type Package } from "./packages.ts";
 
 const OUT = "out";
-const machine = process.arch === "arm64" ? "aarch64" : "x86_64";
 
 /** One file may have several: the executable holds a runtime and npm packages. */
 export interface Row extends Package {
@@ -92,14 +91,7 @@ export function rows(): Row[] {
     version: field("Version") ?? "unknown",
     licence: licence(`${OUT}/kernel/doc/copyright`),
   };
-  const from: Inputs = {
-    cml: `${OUT}/cml`,
-    stage0: `${OUT}/${machine}/stage0`,
-    modules: `${OUT}/kernel/modules`,
-    release: readFileSync(`${OUT}/kernel/release`, "utf8").trim(),
-    generated: `${OUT}/generated`,
-    triplet: `${machine}-linux-gnu`,
-  };
+  const from = inputs(OUT);
   const image = `${OUT}/runtime.squashfs`;
   const inExecutable = executable();
   const packages = (e: Entry): Package[] => {

@@ -1,6 +1,6 @@
 // Everything that is in the ramdisk, and everything that is in the runtime image inside it. What is not named here
 // is not in the machine: no shell, no busybox, no kmod, no udev.
-import { realpathSync } from "node:fs";
+import { readFileSync, realpathSync } from "node:fs";
 import type { Entry } from "./cpio.ts";
 import { closure } from "./libraries.ts";
 import { CORE, canonical, DRIVERS, FIRST, GUESTS, type Module, select } from "./modules.ts";
@@ -15,6 +15,19 @@ export interface Inputs {
   readonly generated: string;
   /** "x86_64-linux-gnu" */
   readonly triplet: string;
+}
+
+/** What `make` has put below `out` for this machine. */
+export function inputs(out: string): Inputs {
+  const machine = process.arch === "arm64" ? "aarch64" : "x86_64";
+  return {
+    cml: `${out}/cml`,
+    stage0: `${out}/${machine}/stage0`,
+    modules: `${out}/kernel/modules`,
+    release: readFileSync(`${out}/kernel/release`, "utf8").trim(),
+    generated: `${out}/generated`,
+    triplet: `${machine}-linux-gnu`,
+  };
 }
 
 const directories = (...paths: string[]): Entry[] =>

@@ -1,11 +1,11 @@
 // Start a program in a child and say, by name, which call failed if one did.
 import { run } from "../../ffi/run.ts";
-import { CLONE_FILES, CLONE_VFORK, CLONE_VM, close, pidfdOpen, read, resetSignals } from "../sys/calls.ts";
+import { CLONE_FILES, CLONE_VFORK, CLONE_VM, pidfdOpen, read, resetSignals } from "../sys/calls.ts";
 import { encode } from "../sys/encode.ts";
 import { SysError } from "../sys/error.ts";
 import { Fd, pipe } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
-import { attempt, now } from "../sys/now.ts";
+import { now } from "../sys/now.ts";
 import { type Op, show } from "../sys/op.ts";
 import { readable } from "../sys/poll.ts";
 
@@ -114,6 +114,3 @@ export function elsewhere(ops: readonly Op[]): void {
   refused(all, result);
   throw new Error(`child ended by ${JSON.stringify(ended)}`);
 }
-
-/** Close a number that was handed over as a bare result. */
-export const drop = (n: number): void => void attempt(close(n));
