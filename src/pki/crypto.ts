@@ -46,17 +46,17 @@ export function must(result: number, what: string): void {
   if (result !== 1) throw new Error(`${what}: ${reason()}`);
 }
 
-const TEXT_MAX = 4096;
-
-/** The text that a printing function of libcrypto writes. */
-export function printed(print: (bio: Pointer) => number): string {
+/** The bytes that a printing function of libcrypto writes. */
+export function written(print: (bio: Pointer) => number): Uint8Array {
   using scope = new Scope();
   const bio = scope.own(C.BIO_new(C.BIO_s_mem()), C.BIO_free, "BIO_new");
-  if (print(bio) < 0) throw new Error(`print: ${reason()}`);
-  const into = mem(TEXT_MAX);
-  const n = C.BIO_read(bio, into, into.length);
-  return new TextDecoder().decode(into.subarray(0, Math.max(0, n)));
+  if (print(bio) <= 0) throw new Error(`print: ${reason()}`);
+  const into = mem(Number(C.BIO_ctrl_pending(bio)));
+  C.BIO_read(bio, into, into.length);
+  return into;
 }
+
+export const printed = (print: (bio: Pointer) => number): string => new TextDecoder().decode(written(print));
 
 /** The members of a STACK_OF(…). */
 export const members = (stack: Pointer): Pointer[] =>

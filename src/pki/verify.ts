@@ -5,6 +5,7 @@ import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
 import { lasting, mem } from "../sys/mem.ts";
 import { BadCertificate, type Broken, chainTo, type Moment, readBundle, subject } from "./certificates.ts";
 import { must, reason, Scope } from "./crypto.ts";
+import { KIND, PADDING, pointed, setPadding } from "./key.ts";
 import { type Revocation, revoked } from "./revocation.ts";
 
 /** A file of roots, by a name for people. */
@@ -86,10 +87,6 @@ function chainOf(scope: Scope, bundle: readonly Pointer[], trust: Trust, moment:
   throw new Refused("certificate", broken?.line ?? "this device has no root certificate to compare with");
 }
 
-/** openssl/evp.h, obj_mac.h. */
-const [RSA, RSA_PSS, EC, ED25519] = [6, 912, 408, 1087];
-const [PKCS1, PSS] = [1, 6]; // openssl/rsa.h
-const SALT_AS_DIGEST = -1;
 const CURVES: ReadonlySet<string> = new Set(["prime256v1", "secp384r1"]);
 
 function curve(key: Pointer): string {
@@ -103,16 +100,9 @@ function holds(key: Pointer, data: Uint8Array, signature: Uint8Array, padding?: 
   using scope = new Scope();
   const ctx = scope.own(C.EVP_MD_CTX_new(), C.EVP_MD_CTX_free, "EVP_MD_CTX_new");
   const keyContext = mem(8);
-  const digest = C.EVP_PKEY_get_base_id(key) === ED25519 ? null : C.EVP_sha512();
+  const digest = C.EVP_PKEY_get_base_id(key) === KIND.ed25519 ? null : C.EVP_sha512();
   must(C.EVP_DigestVerifyInit(ctx, keyContext, digest, null, key), "the signer's key");
-  if (padding !== undefined) {
-    const of = Number(new DataView(keyContext.buffer).getBigUint64(0, true)) as Pointer;
-    must(C.EVP_PKEY_CTX_set_rsa_padding(of, padding), "EVP_PKEY_CTX_set_rsa_padding");
-    if (padding === PSS) {
-      must(C.EVP_PKEY_CTX_set_rsa_mgf1_md(of, C.EVP_sha512()), "EVP_PKEY_CTX_set_rsa_mgf1_md");
-      must(C.EVP_PKEY_CTX_set_rsa_pss_saltlen(of, SALT_AS_DIGEST), "EVP_PKEY_CTX_set_rsa_pss_saltlen");
-    }
-  }
+  if (padding !== undefined) setPadding(pointed(keyContext), padding, C.EVP_sha512() as Pointer);
   const held = C.EVP_DigestVerify(ctx, signature, signature.length, data, data.length) === 1;
   C.ERR_clear_error();
   return held;
@@ -134,10 +124,10 @@ function checkSignature(signer: Pointer, data: Uint8Array, signature: Uint8Array
   const fits = (...paddings: (number | undefined)[]) => paddings.some((p) => holds(key, bytes, of, p));
   let good: boolean;
   try {
-    if (kind === RSA) good = fits(PSS, PKCS1);
-    else if (kind === RSA_PSS) good = fits(PSS);
-    else if (kind === ED25519) good = fits(undefined);
-    else if (kind === EC) {
+    if (kind === KIND.rsa) good = fits(PADDING.pss, PADDING.pkcs1);
+    else if (kind === KIND.rsaPss) good = fits(PADDING.pss);
+    else if (kind === KIND.ed25519) good = fits(undefined);
+    else if (kind === KIND.ec) {
       const name = curve(key);
       if (!CURVES.has(name)) throw refuse(`curve ${name} is not one of ${[...CURVES].join(", ")}`);
       good = fits(undefined);
