@@ -161,12 +161,14 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests ## ours b
 	$(BUN) test/bench/boot.ts
 	$(BUN) test/bench/machine.ts
 
-.PHONY: soak soak-leak soak-crash soak-fuzz
-soak: soak-leak soak-crash soak-fuzz ## the tests with the large counts, in three parts; results are added to docs/soak.md
+.PHONY: soak soak-leak soak-crash soak-hotplug soak-fuzz
+soak: soak-leak soak-crash soak-hotplug soak-fuzz ## the tests with the large counts, in four parts; results are added to docs/soak.md
 soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
 	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine
 soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cmld and PID 1 killed again and again: nothing is lost
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
+soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cards and USB devices plugged in and out 100 times while containers start and stop
+	CML_SOAK=1 $(BUN) test/run.ts hotplug hotplugmachine
 soak-fuzz: $(OUT)/cml guests ## 60 s of broken bytes for each parser, fixed seed
 	CML_SOAK=1 $(BUN) test/run.ts fuzz
 

@@ -33,6 +33,8 @@ const GROUPS: Record<string, Group> = {
   leakmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "leave nothing" },
   crash: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "kill -9|next cmld|next one" },
   crashinit: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "fatal signal" },
+  hotplug: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "hot-plug" },
+  hotplugmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "hot-plug" },
   fuzz: { paths: ["src", "test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "fuzz" },
 };
 

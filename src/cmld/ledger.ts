@@ -10,6 +10,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   unlinkSync,
   writeSync,
@@ -36,6 +37,8 @@ export interface Owned {
   acquire<T>(resource: Resource, how: () => T): T;
   /** Something that ends with this process anyway (a descriptor): closed in reverse order. */
   use<T extends Disposable>(value: T): T;
+  /** It is gone, or somebody else's now: nobody releases it. */
+  forget(resource: Resource): void;
   /** Resources of one kind, in the order they were acquired: what a new cmld adopts. */
   all<K extends Resource["kind"]>(kind: K): Extract<Resource, { kind: K }>[];
 }
@@ -57,7 +60,14 @@ interface Head {
   readonly uidStart: number;
 }
 
-type Line = { readonly head: Head } | { readonly own: Resource } | { readonly running: Running };
+type Line =
+  | { readonly head: Head }
+  | { readonly own: Resource }
+  | { readonly gone: Resource }
+  | { readonly running: Running };
+
+/** Lines that say nothing any more, before the file is written anew: devices come and go for years. */
+const STALE_MAX = 64;
 
 /** How each kind is released. */
 const releases: { [K in Resource["kind"]]: (r: Extract<Resource, { kind: K }>) => void | Promise<void> } = {
@@ -80,6 +90,8 @@ export class Ledger implements Owned {
   readonly #path: string;
   #file: number;
   readonly #owned: (Resource | Disposable)[] = [];
+  #running: Running | undefined;
+  #stale = 0;
 
   private constructor(
     path: string,
@@ -144,9 +156,12 @@ export class Ledger implements Owned {
       return undefined;
     }
     const ledger = new Ledger(path, head, "a");
-    for (const line of lines) if ("own" in line) ledger.#owned.push(line.own);
-    const running = lines.findLast((l) => "running" in l)?.running;
-    return running ? { ledger, running } : { ledger };
+    for (const line of lines) {
+      if ("own" in line) ledger.#owned.push(line.own);
+      if ("gone" in line) ledger.#drop(line.gone);
+      if ("running" in line) ledger.#running = line.running;
+    }
+    return ledger.#running ? { ledger, running: ledger.#running } : { ledger };
   }
 
   #write(line: Line): void {
@@ -168,8 +183,43 @@ export class Ledger implements Owned {
     return value;
   }
 
+  #drop(resource: Resource): boolean {
+    const text = JSON.stringify(resource);
+    const at = this.#owned.findLastIndex((r) => "kind" in r && JSON.stringify(r) === text);
+    if (at >= 0) this.#owned.splice(at, 1);
+    return at >= 0;
+  }
+
+  forget(resource: Resource): void {
+    if (this.#file < 0 || !this.#drop(resource)) return; // released meanwhile
+    this.#write({ gone: resource });
+    if (++this.#stale >= STALE_MAX) this.#compact();
+  }
+
+  /** The same without what is gone, as a file that takes the place of the old one at once. */
+  #compact(): void {
+    const fresh = `${this.#path}.new`; // one that a crash leaves has no ledger's name, and load() removes it
+    const before = this.#file;
+    rmSync(fresh, { force: true });
+    this.#file = openSync(fresh, "ax", 0o600);
+    try {
+      this.#write({ head: this.head });
+      for (const r of this.#owned) if ("kind" in r) this.#write({ own: r });
+      if (this.#running) this.#write({ running: this.#running });
+      renameSync(fresh, this.#path);
+    } catch (e) {
+      closeSync(this.#file);
+      this.#file = before;
+      rmSync(fresh, { force: true });
+      throw e;
+    }
+    closeSync(before);
+    this.#stale = 0;
+  }
+
   /** From here on a later cmld adopts the container instead of releasing it. */
   running(r: Running): void {
+    this.#running = r;
     this.#write({ running: r });
   }
 

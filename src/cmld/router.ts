@@ -118,6 +118,8 @@ interface Guest {
   /** We have made its links. */
   made: boolean;
   nics: Nic[];
+  /** Names and addresses of links that are to come to it when they appear. */
+  readonly claims: Set<string>;
   readonly owned: Owned;
   log(line: string): void;
 }
@@ -328,10 +330,10 @@ export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[
     ruleOurs(s.host);
     await connect(g);
   }
-  if (g.isC0) return await lendFree(g);
+  if (g.isC0) return await inTurn(() => lendFree(g));
   for (const { netif, mac_filter } of s.config.net_ifaces) {
     if (mac_filter.length > 0) throw new Error(`network interface ${netif}: mac_filter is not available yet`);
-    if (!(await claim(g, netif))) g.log(`network interface ${netif} is not there`);
+    if (!(await inTurn(() => claim(g, netif)))) g.log(`network interface ${netif} is not there`);
   }
 }
 
@@ -347,12 +349,21 @@ export async function adopt(s: Newcomer, pid: number): Promise<void> {
     const inside = inNetns(g, (n) => links(n));
     g.nics = nics.filter((nic) => inside.some((l) => isNic(l, nic))); // others were given back meanwhile
   }
-  if (g.isC0) await lendFree(g);
+  if (g.isC0) await inTurn(() => lendFree(g));
 }
 
 /** core0 gets the hardware that nobody else has. */
 async function lendFree(c0: Guest): Promise<void> {
   for (const l of links(here().route)) if (isPhysical(l)) await lend(c0, here(), l, nameNic(l));
+}
+
+let turn: Promise<unknown> = Promise.resolve();
+/** Who has a link changes in one place at a time: a container that starts, another that ends and a card that is
+ * plugged in meanwhile find each other's work done. */
+function inTurn<T>(work: () => T | Promise<T>): Promise<T> {
+  const mine = turn.then(work);
+  turn = mine.catch(() => {});
+  return mine;
 }
 
 function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
@@ -375,6 +386,7 @@ function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
     veths,
     made: false,
     nics: [],
+    claims: new Set(s.config.net_ifaces.filter((n) => n.mac_filter.length === 0).map((n) => n.netif)),
     owned,
     log,
   };
@@ -471,15 +483,32 @@ function radioOf(name: string): number | undefined {
   return existsSync(index) ? Number(readFileSync(index, "utf8")) : undefined;
 }
 
+/** Names that physical links have had, by address: one that is plugged in again gets its own, unless it is taken. */
+const remembered = new Map<string, string>();
+const REMEMBERED_MAX = 1024;
+
 /** The name that a physical link has with us: the same for as long as somebody has it. */
 function nameNic(l: Link): string {
-  if (/^cml(eth|wlan)\d+$/.test(l.name)) return l.name;
-  const prefix = radioOf(l.name) === undefined ? "cmleth" : "cmlwlan";
+  const mac = macOf(l);
+  const note = (name: string): string => {
+    remembered.delete(mac);
+    if (remembered.size >= REMEMBERED_MAX) remembered.delete(remembered.keys().next().value!);
+    remembered.set(mac, name);
+    return name;
+  };
+  if (/^cml(eth|wlan)\d+$/.test(l.name)) return note(l.name);
   const taken = new Set([
     ...links(here().route).map((o) => o.name),
     ...[...guests.values()].flatMap((g) => g.nics.map((n) => n.name)),
   ]);
-  for (let i = 0; ; i++) if (!taken.has(`${prefix}${i}`)) return `${prefix}${i}`;
+  const before = remembered.get(mac);
+  if (before !== undefined && !taken.has(before)) return before;
+  const reserved = new Set(remembered.values());
+  const prefix = radioOf(l.name) === undefined ? "cmleth" : "cmlwlan";
+  for (let i = 0; ; i++) {
+    const name = `${prefix}${i}`;
+    if (!taken.has(name) && !reserved.has(name)) return note(name);
+  }
 }
 
 /** Give `g` the link found in `from`, under `name`. */
@@ -493,7 +522,12 @@ async function lend(g: Guest, from: Place, l: Link, name: string): Promise<void>
     parent: l.parent,
     ...(wiphy !== undefined && { wiphy }),
   };
-  await g.owned.acquire(nic, () => move(from, l, nic, g.netns));
+  try {
+    await g.owned.acquire(nic, () => move(from, l, nic, g.netns));
+  } catch (e) {
+    if (!inNetns(g, (n) => links(n)).some((o) => isNic(o, nic))) g.owned.forget(nic);
+    throw e;
+  }
   g.nics.push(nic);
 }
 
@@ -512,47 +546,68 @@ async function move(from: Place, l: Link, nic: Nic, to: Fd): Promise<void> {
   await aside({ on: generic, messages: [moveRadio(generic, nic.wiphy, to.n)] });
 }
 
+type Named = { readonly name: string; readonly mac: string };
+const answersTo =
+  (which: string) =>
+  (n: Named): boolean =>
+    n.name === which || n.mac === which.toLowerCase();
+const claims = (g: Guest, n: Named): boolean => [...g.claims].some((which) => answersTo(which)(n));
+/** The name that we have for a link of ours. */
+const nameOf = (l: Link, hosted: boolean): string => (!hosted && isPhysical(l) ? nameNic(l) : l.name);
+
 /** Give `g` the link that is called so or has that address, from us or from core0. False: there is none. */
 async function claim(g: Guest, which: string): Promise<boolean> {
-  const wanted = which.toLowerCase();
-  const named = (n: { name: string; mac: string }): boolean => n.name === which || n.mac === wanted;
+  const named = answersTo(which);
+  if (g.nics.some(named)) return true;
   const l = links(here().route).find(
     (o) => o.group !== GROUP && o.type === ARPHRD_ETHER && named({ name: o.name, mac: macOf(o) }),
   );
   if (l) {
-    await lend(g, here(), l, !g.hosted && isPhysical(l) ? nameNic(l) : l.name);
+    await lend(g, here(), l, nameOf(l, g.hosted));
     return true;
   }
   for (const holder of guests.values()) {
     const nic = holder.nics.find(named);
     if (!nic || holder === g) continue;
+    const held = inNetns(holder, (n) => links(n)).find((o) => isNic(o, nic));
+    if (!held) continue; // it has been unplugged
     if (!holder.place) throw new Error(`network interface ${which} is assigned to ${holder.name}`);
-    const held = links(holder.place.route).find((o) => isNic(o, nic));
-    if (!held) continue;
-    holder.nics = holder.nics.filter((n) => n !== nic);
     await lend(g, holder.place, held, nic.name);
+    lost(holder, nic);
     return true;
   }
   return false;
 }
 
-/** Fetch a link back from its container: for core0 if it is up, else for us. */
+/** `g` has it no more: said when it is somewhere else, so that a crash in between loses nothing. */
+function lost(g: Guest, nic: Nic): void {
+  g.nics = g.nics.filter((n) => n !== nic);
+  g.owned.forget(nic);
+}
+
+/** Who gets a link that is free: the container that claims it, or core0 if it is hardware. */
+function heirOf(n: Named, physical: boolean, except?: Guest): Guest | undefined {
+  const c0 = core0();
+  const others = [...guests.values()].filter((g) => g !== except);
+  return others.find((g) => claims(g, n)) ?? (physical && c0 !== except ? c0 : undefined);
+}
+
+/** Fetch a link back from its container: for whoever is next, or for us. */
 async function fetchBack(nic: Nic): Promise<void> {
   const g = guests.get(nic.uuid);
   const mine = g?.nics.find((n) => n.name === nic.name && n.mac === nic.mac);
   if (g && !mine) return; // given back already
   if (g) {
-    g.nics = g.nics.filter((n) => n !== mine);
-    const c0 = core0();
-    const heir = c0 && c0 !== g && nic.parent !== "" ? c0 : undefined;
     using opened = g.place ? undefined : place(g.netns, g.netns);
     const from = (g.place ?? opened)!;
     const l = links(from.route).find((o) => isNic(o, nic));
     if (l) {
+      const heir = heirOf(nic, nic.parent !== "", g);
       if (heir) await lend(heir, from, l, nic.name);
       else await move(from, l, nic, here().netns);
-      return;
     }
+    lost(g, mine!);
+    if (l) return;
   }
   // Its namespace is gone: the kernel has put hardware back to us, perhaps under another name.
   const l = links(here().route).find((o) => isNic(o, nic));
@@ -565,15 +620,69 @@ async function fetchBack(nic: Nic): Promise<void> {
 export async function assign(uuid: string, which: string): Promise<void> {
   const g = guests.get(uuid);
   if (!g) throw new Error("it has no network namespace of its own, or does not run");
-  if (g.nics.some((n) => n.name === which || n.mac === which.toLowerCase())) return;
-  if (!(await claim(g, which))) throw new Error(`network interface ${which} is not there`);
+  if (!(await inTurn(() => claim(g, which)))) throw new Error(`network interface ${which} is not there`);
 }
 
-/** Take it back; one that is not assigned is no error. */
+/** Take it back; one that is not assigned is no error. It does not come again by itself. */
 export async function unassign(uuid: string, which: string): Promise<void> {
-  const nic = guests.get(uuid)?.nics.find((n) => n.name === which || n.mac === which.toLowerCase());
-  if (nic) await fetchBack(nic);
+  await inTurn(async () => {
+    const g = guests.get(uuid);
+    const nic = g?.nics.find(answersTo(which));
+    if (!g || !nic) return;
+    for (const c of g.claims) if (answersTo(c)(nic)) g.claims.delete(c);
+    await fetchBack(nic);
+  });
 }
+
+// --- links that come and go (hotplug.ts) -----------------------------------------
+
+/** A link has appeared with us: plugged in, or left behind by somebody. */
+export const arrived = (index: number): Promise<void> =>
+  inTurn(async () => {
+    const [reply] = here().route.do([getLink(index)], ENODEV);
+    if (reply) await welcome(linkOf(reply));
+  });
+
+async function welcome(l: Link): Promise<void> {
+  if (l.group === GROUP || l.type !== ARPHRD_ETHER) return;
+  const hosted = [...guests.values()].some((g) => g.hosted);
+  const name = nameOf(l, hosted);
+  const mac = macOf(l);
+  const heir = heirOf({ name, mac }, isPhysical(l)) ?? heirOf({ name: l.name, mac }, false);
+  if (!heir) return;
+  try {
+    await lend(heir, here(), l, name);
+    heir.log(`network interface ${name} (${mac}) has come`);
+  } catch (e) {
+    if (links(here().route).some((o) => o.index === l.index)) throw e; // else it has gone again
+  }
+}
+
+/** A device has gone, or its driver: with it the link of it that somebody had. */
+export const departed = (device: string): Promise<void> | undefined =>
+  [...guests.values()].some((g) => g.nics.some((n) => n.parent === device))
+    ? inTurn(() => forgetGone((n) => n.parent === device))
+    : undefined;
+
+function forgetGone(which: (n: Nic) => boolean): void {
+  for (const g of guests.values()) {
+    const asked = g.nics.filter(which);
+    if (asked.length === 0) continue;
+    const there = inNetns(g, (n) => links(n));
+    for (const nic of asked) {
+      if (there.some((l) => isNic(l, nic))) continue;
+      lost(g, nic);
+      g.log(`network interface ${nic.name} (${nic.mac}) has gone`);
+    }
+  }
+}
+
+/** Events were lost: see for ourselves. */
+export const lookAround = (): Promise<void> =>
+  inTurn(async () => {
+    forgetGone(() => true);
+    for (const l of links(here().route)) await welcome(l);
+  });
 
 // --- what is there -------------------------------------------------------------
 
@@ -628,5 +737,9 @@ export const networkReleases = {
     } // else core0 is gone, and its ends with it
     subnets.delete(r.subnet);
   },
-  nic: fetchBack,
+  nic: (r: Nic): Promise<void> =>
+    inTurn(() => {
+      guests.get(r.uuid)?.claims.clear(); // it ends
+      return fetchBack(r);
+    }),
 };

@@ -15,6 +15,9 @@ const EVENT_MAX = 8192;
 /** Coldplug at boot makes thousands of events at once. */
 const RECEIVE_BUFFER = 4 << 20;
 const SO_RCVBUFFORCE = 33; // asm-generic/socket.h
+/** Events that are read before others get a turn. */
+const TURN = 256;
+const MSG_TRUNC = 0x20; // linux/socket.h
 
 export interface Uevent {
   /** "add", "remove", "change", "bind", "unbind", … */
@@ -25,6 +28,7 @@ export interface Uevent {
   readonly values: ReadonlyMap<string, string>;
 }
 
+/** undefined for what is not in the kernel's form. */
 export function parseUevent(datagram: Uint8Array): Uevent | undefined {
   const [head = "", ...lines] = Buffer.from(datagram).toString("utf8").split("\0");
   const at = head.indexOf("@");
@@ -55,9 +59,9 @@ export function uevents(fd: Fd, on: (event: Uevent) => void, lost: () => void): 
   const from = mem(12); // sockaddr_nl
   const length = mem(4);
   return watch(fd, EPOLLIN, () => {
-    for (;;) {
+    for (let turn = 0; turn < TURN; turn++) {
       length[0] = 12;
-      const op = recvfrom(fd.n, into, MSG_DONTWAIT, from, length);
+      const op = recvfrom(fd.n, into, MSG_DONTWAIT | MSG_TRUNC, from, length);
       const n = attempt(op);
       if (n === -EAGAIN || n === -EINTR) return;
       if (n === -ENOBUFS) {
@@ -66,7 +70,8 @@ export function uevents(fd: Fd, on: (event: Uevent) => void, lost: () => void): 
       }
       if (n < 0) throw new SysError(-n, show(op));
       const sender = new DataView(from.buffer).getUint32(4, true);
-      const event = sender === 0 ? parseUevent(into.subarray(0, n)) : undefined;
+      const whole = sender === 0 && n <= EVENT_MAX; // MSG_TRUNC: as long as it was, not as much as there was room for
+      const event = whole ? parseUevent(into.subarray(0, n)) : undefined;
       if (event) on(event);
     }
   });
