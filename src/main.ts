@@ -9,6 +9,8 @@ const applets = new Map<string, Applet>([
   ["cmld", () => import("./cmld/main.ts")],
   ["control", () => import("./control/main.ts")],
   ["guestos", () => import("./guestos/main.ts")],
+  ["container", () => import("./guestos/container.ts")],
+  ["pki", () => import("./pki/main.ts")],
 ]);
 
 const USAGE = `usage: cml PROGRAM [ARGUMENT…], or a link to it with the program's name

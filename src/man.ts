@@ -6,7 +6,9 @@ import protobuf from "protobufjs";
 import { WITHOUT_EFFECT } from "./cmld/pending.ts";
 import { GLOBAL, type Option } from "./control/arguments.ts";
 import { COMMANDS, type Row } from "./control/commands.ts";
-import { COMMANDS as GUESTOS, SUMMARY } from "./guestos/table.ts";
+import { CONTAINER_COMMANDS, CONTAINER_SUMMARY, COMMANDS as GUESTOS, SUMMARY } from "./guestos/table.ts";
+import { COMMANDS as PKI_COMMANDS, SUMMARY as PKI_SUMMARY } from "./pki/table.ts";
+import type { Commands } from "./tool/commands.ts";
 
 // --- roff ------------------------------------------------------------------------
 
@@ -112,10 +114,16 @@ control logs -f web`),
     seeAlso("cml(8)", "cml-guestos(1)", "container.conf(5)", "device.conf(5)"),
   );
 
-// --- cml-guestos(1) -------------------------------------------------------------------
+// --- cml-guestos(1), cml-container(1), cml-pki(1) ------------------------------------------
 
-function guestos(): string {
-  const commands = GUESTOS.map(([word, help, args]) => {
+function toolPage(
+  program: string,
+  summary: string,
+  table: Commands,
+  statuses: string,
+  see: string[],
+): string {
+  const commands = table.map(([word, help, args]) => {
     const all = Object.entries(args as ArgsDef);
     const places = all.filter(([, a]) => a.type === "positional");
     const items = all.map(([name, a]) => {
@@ -134,18 +142,42 @@ function guestos(): string {
     return `.SS ${text(word)} ${places.map(([name]) => text(name)).join(" ")}\n${sentence(help)}\n${items.join("")}`;
   });
   return page(
-    "cml-guestos",
+    `cml-${program}`,
     1,
-    SUMMARY,
-    section("SYNOPSIS", `${bold("cml guestos")} ${italic("command")} [${italic("arguments")}]\n`),
+    summary,
+    section("SYNOPSIS", `${bold(`cml ${program}`)} ${italic("command")} [${italic("arguments")}]\n`),
     section("COMMANDS", commands.join("")),
-    section(
-      "EXIT STATUS",
-      item(bold("0"), "Made, or nothing wrong with it.") + item(bold("1"), "Not made, or something wrong."),
-    ),
-    seeAlso("cml(8)", "control(1)"),
+    section("EXIT STATUS", statuses),
+    seeAlso(...see),
   );
 }
+
+const MADE =
+  item(bold("0"), "Made, or nothing wrong with it.") + item(bold("1"), "Not made, or something wrong.");
+
+const tools = (): Record<string, string> => ({
+  "cml-guestos.1": toolPage(
+    "guestos",
+    SUMMARY,
+    GUESTOS,
+    MADE +
+      item(
+        bold("verify"),
+        "0: the signature is good, and so are the images; 1: refused, the reason is said; 2: wrong arguments, or a file that can't be read.",
+      ),
+    ["cml(8)", "cml-container(1)", "cml-pki(1)", "control(1)"],
+  ),
+  "cml-container.1": toolPage("container", CONTAINER_SUMMARY, CONTAINER_COMMANDS, MADE, [
+    "cml(8)",
+    "cml-pki(1)",
+    "container.conf(5)",
+  ]),
+  "cml-pki.1": toolPage("pki", PKI_SUMMARY, PKI_COMMANDS, MADE, [
+    "cml(8)",
+    "cml-guestos(1)",
+    "cml-container(1)",
+  ]),
+});
 
 // --- cml(8) -------------------------------------------------------------------------------
 
@@ -173,7 +205,9 @@ const cml = (): string =>
           ),
         ) +
         item(`${bold("control")}, ${bold("cml-control")}`, "Its client, see \\fBcontrol\\fR(1).") +
-        item(bold("guestos"), "Makes guest operating systems, see \\fBcml\\-guestos\\fR(1)."),
+        item(bold("guestos"), "Makes guest operating systems, see \\fBcml\\-guestos\\fR(1).") +
+        item(bold("container"), "Signs container configurations, see \\fBcml\\-container\\fR(1).") +
+        item(bold("pki"), "Makes a development PKI, see \\fBcml\\-pki\\fR(1)."),
     ),
     section(
       "FILES",
@@ -264,7 +298,7 @@ export function pages(): Record<string, string> {
   return {
     "cml.8": cml(),
     "control.1": control(),
-    "cml-guestos.1": guestos(),
+    ...tools(),
     "container.conf.5": configuration(
       root,
       "container.conf",

@@ -9,11 +9,12 @@ const BELOW: Record<string, readonly string[]> = {
   lib: [],
   sys: ["lib"],
   run: ["sys", "lib"],
-  pki: ["sys", "lib"],
+  tool: ["sys", "lib"],
+  pki: ["tool", "sys", "lib"],
   init: ["run", "sys", "lib"],
   cmld: ["run", "sys", "lib"],
   control: ["sys", "lib"],
-  guestos: ["pki", "run", "sys", "lib"],
+  guestos: ["tool", "pki", "run", "sys", "lib"],
 };
 
 const sources = [...new Glob("{src,ffi,proto,initramfs,debian,test}/**/*.ts").scanSync(".")].filter(

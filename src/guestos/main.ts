@@ -1,21 +1,17 @@
 // `cml guestos`: makes what cmld starts. Runs on a developer's machine, not on a device.
-import { type ArgDef, type ArgsDef, type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { GuestOSConfig, GuestOSMount, type IGuestOSMount } from "../../proto/gen/proto.js";
 import { parse } from "../lib/text.ts";
-import { chain } from "../sys/error.ts";
+import { Refused, type Signed } from "../pki/verify.ts";
+import { oneOf, type Run, runTool, Usage, whole } from "../tool/commands.ts";
 import { build, check, FILE_SYSTEMS, HARDWARE, type RootMount } from "./image.ts";
+import { beside, judge, sign, signer } from "./sign.ts";
 import { COMMANDS, SUMMARY } from "./table.ts";
-
-type Values = Readonly<Record<string, unknown>>;
-
-class Usage extends Error {}
 
 const MIB_MAX = 1 << 20; // a TiB: what def_size holds, and what an 80-disk array might
 
-const run: Record<
-  (typeof COMMANDS)[number][0],
-  (args: Values, many: (option: string) => string[]) => Promise<number>
-> = {
+const run: Run<typeof COMMANDS> = {
   async build(args, many) {
     const fs = oneOf("--fs", args.fs, FILE_SYSTEMS);
     const root = oneOf("--root", args.root, ["shared_rw", "shared", "overlay_ro"] satisfies RootMount[]);
@@ -71,15 +67,42 @@ const run: Record<
     return 0;
   },
 
+  async sign(args, many) {
+    const conf = String(args.conf);
+    await parsed(conf);
+    for (const path of await sign(conf, signer(args, many))) console.log(path);
+    return 0;
+  },
+
+  async verify(args, many) {
+    const conf = String(args.conf);
+    const [ca, localCa] = [many("ca"), many("local-ca")];
+    if (ca.length + localCa.length === 0) throw new Usage("whom to believe: --ca FILE or --local-ca FILE");
+    const file = (name: "sig" | "cert") =>
+      args[name] === undefined ? beside(conf, name) : String(args[name]);
+    let signed: Signed;
+    try {
+      const roots = { ca, localCa, revocation: many("revocation"), ignoreTime: args["ignore-time"] === true };
+      signed = await judge(conf, file("sig"), file("cert"), roots);
+    } catch (e) {
+      if (!(e instanceof Refused)) throw e;
+      console.error(`guestos: ${conf}: ${e.message}`);
+      return 1;
+    }
+    console.log(`${conf}: ${signed.level}: ${signed.signer} (root ${signed.root})`);
+    const config = await parsed(conf);
+    if (!existsSync(join(dirname(conf), `${config.name}-${config.version}`))) {
+      console.log(`${conf}: its images are not here, nothing said about them`);
+      return 0;
+    }
+    const wrong = await check(config, conf);
+    for (const line of wrong) console.error(`guestos: ${line}`);
+    return wrong.length ? 1 : 0;
+  },
+
   async inspect(args) {
     const path = String(args.conf);
-    const source = await Bun.file(path).bytes();
-    let config: GuestOSConfig;
-    try {
-      config = parse(GuestOSConfig, source);
-    } catch (cause) {
-      throw new Error(path, { cause });
-    }
+    const config = await parsed(path);
     const wrong = await check(config, path);
     if (args.json === true)
       console.log(JSON.stringify({ config: GuestOSConfig.plain(config), problems: wrong }, null, 2));
@@ -88,17 +111,13 @@ const run: Record<
   },
 };
 
-function oneOf<T extends string>(what: string, value: unknown, allowed: readonly T[]): T {
-  const found = allowed.find((one) => one === value);
-  if (found === undefined) throw new Usage(`${what} ${value}: not one of ${allowed.join(" ")}`);
-  return found;
-}
-
-function whole(what: string, value: unknown, least: number, most: number): number {
-  const n = /^[0-9]{1,16}$/.test(String(value)) ? Number(value) : Number.NaN;
-  if (!(n >= least && n <= most))
-    throw new Usage(`${what} ${value}: a whole number from ${least} to ${most}`);
-  return n;
+async function parsed(path: string): Promise<GuestOSConfig> {
+  const source = await Bun.file(path).bytes();
+  try {
+    return parse(GuestOSConfig, source);
+  } catch (cause) {
+    throw new Error(path, { cause });
+  }
 }
 
 function assignment(words: string): string {
@@ -182,70 +201,14 @@ function mountLine(m: GuestOSMount): string {
   return `${m.mount_point} ${GuestOSMount.Type[m.mount_type]} ${m.image_file} ${m.fs_type} ${size}`.trimEnd();
 }
 
-/** The values of an option that may be given more than once, in order: `--env A=1 --env=B=2`. */
-function repeated(rawArgs: readonly string[], option: string): string[] {
-  const values: string[] = [];
-  for (let i = 0; i < rawArgs.length && rawArgs[i] !== "--"; i++) {
-    const word = rawArgs[i]!;
-    if (word === `--${option}`) values.push(rawArgs[++i] ?? "");
-    else if (word.startsWith(`--${option}=`)) values.push(word.slice(option.length + 3));
-  }
-  return values;
-}
-
-/** citty passes over options that it doesn't know; a mistyped one must not be passed over. */
-function known(rawArgs: readonly string[], args: ArgsDef): void {
-  const names = new Map<string, ArgDef>();
-  for (const [name, def] of Object.entries(args)) {
-    const alias = "alias" in def ? (def.alias ?? []) : [];
-    for (const one of [name, alias].flat()) names.set(one, def);
-  }
-  for (let i = 0; i < rawArgs.length && rawArgs[i] !== "--"; i++) {
-    const [, name, value] = /^--?([a-z-]+)(=.*)?$/s.exec(rawArgs[i]!) ?? [];
-    if (name === undefined) continue;
-    const def = names.get(name) ?? names.get(name.replace(/^no-/, ""));
-    if (!def) throw new Usage(`${rawArgs[i]}: no such option`);
-    if (def.type === "string" && value === undefined) i++;
-  }
-}
-
-const tree = (status: (n: number) => void): CommandDef =>
-  defineCommand({
-    meta: { name: "cml guestos", description: SUMMARY },
-    subCommands: Object.fromEntries(
-      COMMANDS.map(([name, description, args]) => [
-        name,
-        defineCommand({
-          meta: { name, description },
-          args: args as ArgsDef,
-          async run({ args: values, rawArgs }) {
-            known(rawArgs, args);
-            status(await run[name](values, (option) => repeated(rawArgs, option)));
-          },
-        }),
-      ]),
-    ),
-  });
-
-export async function main(rawArgs: string[]): Promise<number> {
-  let status = 0;
-  const root = tree((n) => {
-    status = n;
-  });
-  const sub = COMMANDS.find(([name]) => name === rawArgs[0]);
-  if (rawArgs.length === 0 || rawArgs.includes("--help") || rawArgs.includes("-h")) {
-    const command = sub
-      ? defineCommand({ meta: { name: sub[0], description: sub[1] }, args: sub[2] as ArgsDef })
-      : root;
-    const usage = await renderUsage(command, sub ? root : undefined);
-    console.log(process.stdout.isTTY ? usage : Bun.stripANSI(usage));
-    return rawArgs.length ? 0 : 255;
-  }
-  try {
-    await runCommand(root, { rawArgs });
-    return status;
-  } catch (e) {
-    console.error(`guestos: ${chain(e)}`);
-    return e instanceof Usage || (e as Error).name === "CLIError" ? 255 : 1;
-  }
-}
+export const main = (rawArgs: string[]): Promise<number> =>
+  runTool(
+    {
+      program: "guestos",
+      summary: SUMMARY,
+      commands: COMMANDS,
+      run,
+      statuses: { verify: { usage: 2, failed: 2 } },
+    },
+    rawArgs,
+  );

@@ -1,7 +1,19 @@
 // The words of `cml guestos`: the one table that parsing, --help and the manual page cml-guestos(1) are made from.
 import type { ArgsDef } from "citty";
+import type { Commands } from "../tool/commands.ts";
 
-/** [word, one line of help, arguments]. `valueHint` of an option that may be given more than once ends in "...". */
+const signing = (what: string) =>
+  ({
+    conf: { type: "positional", description: what, required: true },
+    key: { type: "string", description: "private key (PEM)", valueHint: "FILE", required: true },
+    cert: {
+      type: "string",
+      description: "certificates (PEM): the signer's first, then intermediates",
+      valueHint: "FILE...",
+      required: true,
+    },
+  }) as const satisfies ArgsDef;
+
 export const COMMANDS = [
   [
     "build",
@@ -79,6 +91,28 @@ export const COMMANDS = [
       force: { type: "boolean", description: "replace the same version in the output folder" },
     },
   ],
+  ["sign", "sign a GuestOS configuration", signing("configuration file NAME-N.conf")],
+  [
+    "verify",
+    "say whose signature a configuration has, and whether the images beside it are the ones it names",
+    {
+      conf: { type: "positional", description: "configuration file", required: true },
+      sig: { type: "positional", description: "signature (default: CONF with .sig)", required: false },
+      cert: { type: "positional", description: "certificates (default: CONF with .cert)", required: false },
+      ca: { type: "string", description: "root certificates of signed software", valueHint: "FILE..." },
+      "local-ca": {
+        type: "string",
+        description: "root certificates of locally signed software",
+        valueHint: "FILE...",
+      },
+      revocation: {
+        type: "string",
+        description: "CRL (PEM or DER), or OCSP response (DER, name ends in .ocsp)",
+        valueHint: "FILE...",
+      },
+      "ignore-time": { type: "boolean", description: "do not look at validity times" },
+    },
+  ],
   [
     "inspect",
     "print a GuestOS configuration, and check the images beside it",
@@ -87,6 +121,12 @@ export const COMMANDS = [
       json: { type: "boolean", description: "print JSON" },
     },
   ],
-] as const satisfies readonly (readonly [word: string, help: string, args: ArgsDef])[];
+] as const satisfies Commands;
 
-export const SUMMARY = "build and inspect GuestOS images";
+export const SUMMARY = "build, sign, verify and inspect GuestOS images";
+
+export const CONTAINER_COMMANDS = [
+  ["sign", "sign a container configuration", signing("configuration file NAME.conf")],
+] as const satisfies Commands;
+
+export const CONTAINER_SUMMARY = "sign container configurations";

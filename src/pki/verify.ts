@@ -8,6 +8,8 @@ import { must, reason, Scope } from "./crypto.ts";
 import { KIND, PADDING, pointed, setPadding } from "./key.ts";
 import { type Revocation, revoked } from "./revocation.ts";
 
+export type { Revocation };
+
 /** A file of roots, by a name for people. */
 export interface Anchor {
   readonly name: string;
@@ -106,6 +108,17 @@ function holds(key: Pointer, data: Uint8Array, signature: Uint8Array, padding?: 
   const held = C.EVP_DigestVerify(ctx, signature, signature.length, data, data.length) === 1;
   C.ERR_clear_error();
   return held;
+}
+
+/** Is this the certificate's signature over the data? Nothing is asked about the certificate itself. */
+export function matches(signer: Pointer, data: Uint8Array, signature: Uint8Array): boolean {
+  try {
+    checkSignature(signer, data, signature);
+    return true;
+  } catch (e) {
+    if (e instanceof Refused) return false;
+    throw e;
+  }
 }
 
 /** SHA-512 with PSS (salt as long as the digest) for both kinds of RSA key, PKCS #1 v1.5 for the plain kind as well. */

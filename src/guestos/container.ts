@@ -1,0 +1,22 @@
+// `cml container`: what a developer does with container configurations before a device gets them.
+import { ContainerConfig } from "../../proto/gen/proto.js";
+import { parse } from "../lib/text.ts";
+import { type Run, runTool } from "../tool/commands.ts";
+import { sign, signer } from "./sign.ts";
+import { CONTAINER_COMMANDS, CONTAINER_SUMMARY } from "./table.ts";
+
+const run: Run<typeof CONTAINER_COMMANDS> = {
+  async sign(args, many) {
+    const conf = String(args.conf);
+    try {
+      parse(ContainerConfig, await Bun.file(conf).bytes());
+    } catch (cause) {
+      throw new Error(conf, { cause });
+    }
+    for (const path of await sign(conf, signer(args, many))) console.log(path);
+    return 0;
+  },
+};
+
+export const main = (rawArgs: string[]): Promise<number> =>
+  runTool({ program: "container", summary: CONTAINER_SUMMARY, commands: CONTAINER_COMMANDS, run }, rawArgs);

@@ -1,0 +1,153 @@
+// `cml pki init`, `guestos sign | verify`, `container sign` as a developer calls them; openssl has the last word.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import {
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const dir = mkdtempSync(join(tmpdir(), "sign-"));
+const at = (...parts: string[]) => join(dir, ...parts);
+const conf = at("dmos-1.conf");
+afterAll(() => rmSync(dir, { recursive: true }));
+
+async function cml(...args: string[]): Promise<{ status: number; out: string; err: string }> {
+  const ran = Bun.spawn([process.execPath, "src/main.ts", ...args], { stderr: "pipe" });
+  const [out, err] = await Promise.all([ran.stdout.text(), ran.stderr.text()]);
+  return { status: await ran.exited, out, err };
+}
+
+beforeAll(async () => {
+  copyFileSync("test/data/signing/dmos-1.conf", conf);
+  expect((await cml("pki", "init", "--key", "ec:P-256", at("pki"))).status).toBe(0);
+});
+
+test("the PKI has the original's names, and keys that only their owner reads", () => {
+  const names = readdirSync(at("pki"));
+  for (const name of [
+    "ssig_rootca",
+    "ssig_cml",
+    "ssig_subca_cml",
+    "ssig",
+    "gen_rootca",
+    "device_subca",
+    "backend",
+  ])
+    expect(names).toEqual(expect.arrayContaining([`${name}.key`, `${name}.cert`]));
+  for (const name of names.filter((n) => n.endsWith(".key")))
+    expect(statSync(at("pki", name)).mode & 0o777).toBe(0o600);
+});
+
+test("a PKI that is there is kept; a link is refused", async () => {
+  const before = readFileSync(at("pki/ssig_cml.key"));
+  expect(await cml("pki", "init", at("pki"))).toMatchObject({
+    status: 0,
+    out: `${at("pki")}: it is there already, nothing changed\n`,
+  });
+  expect(readFileSync(at("pki/ssig_cml.key"))).toEqual(before);
+  symlinkSync(at("elsewhere"), at("link"));
+  const refused = await cml("pki", "init", "--key", "ec:P-256", at("link"));
+  expect(refused).toMatchObject({
+    status: 1,
+    err: `pki: ${at("link")}: a symbolic link; keys are made in real folders only\n`,
+  });
+  expect(existsSync(at("elsewhere"))).toBe(false);
+});
+
+test("signed here, verified here and by openssl", async () => {
+  const signed = await cml(
+    "guestos",
+    "sign",
+    `--key=${at("pki/ssig_cml.key")}`,
+    `--cert=${at("pki/ssig_cml.cert")}`,
+    conf,
+  );
+  expect(signed).toEqual({ status: 0, out: `${at("dmos-1.sig")}\n${at("dmos-1.cert")}\n`, err: "" });
+  const good = await cml("guestos", "verify", "--ca", at("pki/ssig_rootca.cert"), conf);
+  expect(good.status).toBe(0);
+  expect(good.out).toStartWith(`${conf}: SIGNED: CN=GyroidOS CML Signing Certificate,`);
+  const pub = Bun.spawnSync(["openssl", "x509", "-in", at("dmos-1.cert"), "-noout", "-pubkey"]).stdout;
+  writeFileSync(at("pub"), pub);
+  const theirs = Bun.spawnSync([
+    "openssl",
+    "dgst",
+    "-sha512",
+    "-verify",
+    at("pub"),
+    "-signature",
+    at("dmos-1.sig"),
+    conf,
+  ]);
+  expect(theirs.stdout.toString()).toBe("Verified OK\n");
+});
+
+test("verify: 0 good, 1 refused with the reason, 2 usage or a file that is not there", async () => {
+  const verify = (...args: string[]) => cml("guestos", "verify", ...args);
+  const original = "test/data/signing/ssig_rootca.cert";
+  const files = ["conf", "sig", "cert"].map((e) => `test/data/signing/dmos-1.${e}`);
+  expect((await verify("--ca", original, ...files)).status).toBe(0);
+  const refused = await verify("--ca", original, conf);
+  expect(refused.status).toBe(1);
+  expect(refused.err).toContain("unable to get local issuer certificate");
+  expect((await verify("--local-ca", original, ...files)).out).toContain(": LOCALLY_SIGNED: ");
+  expect(await verify(conf)).toMatchObject({
+    status: 2,
+    err: "guestos: whom to believe: --ca FILE or --local-ca FILE\n",
+  });
+  expect((await verify("--ca", at("nobody"), conf)).status).toBe(2);
+  expect((await verify("--ca", original, conf, "--colour")).status).toBe(2);
+});
+
+test("a key that is not the certificate's, and a configuration that is none, sign nothing", async () => {
+  const other = at("other-1.conf");
+  copyFileSync("test/data/signing/plainos-1.conf", other);
+  const wrong = await cml(
+    "guestos",
+    "sign",
+    "--key",
+    at("pki/ssig.key"),
+    "--cert",
+    at("pki/ssig_cml.cert"),
+    other,
+  );
+  expect(wrong.status).toBe(1);
+  expect(wrong.err).toBe(
+    `guestos: ${at("pki/ssig.key")}: it is not the key of the first certificate in ${at("pki/ssig_cml.cert")}\n`,
+  );
+  writeFileSync(other, "name: ");
+  const broken = await cml(
+    "container",
+    "sign",
+    "--key",
+    at("pki/ssig.key"),
+    "--cert",
+    at("pki/ssig.cert"),
+    other,
+  );
+  expect(broken.status).toBe(1);
+  expect(existsSync(at("other-1.sig"))).toBe(false);
+});
+
+test("a container's configuration is signed the same way", async () => {
+  const box = at("box.conf");
+  writeFileSync(box, 'name: "box"\nguest_os: "dmos"\n');
+  const signed = await cml(
+    "container",
+    "sign",
+    "--key",
+    at("pki/ssig.key"),
+    "--cert",
+    at("pki/ssig.cert"),
+    box,
+  );
+  expect(signed).toMatchObject({ status: 0, out: `${at("box.sig")}\n${at("box.cert")}\n` });
+  expect(Bun.file(at("box.sig")).size).toBeGreaterThan(60);
+});

@@ -1,0 +1,79 @@
+// A detached signature beside what it signs: NAME.conf, NAME.sig (raw), NAME.cert (PEM: the signer, then its
+// intermediates), as the original's sign_config writes them (spec/security.md 2.1, 2.2).
+import { renameSync, writeFileSync } from "node:fs";
+import { readBundle } from "../pki/certificates.ts";
+import { Scope } from "../pki/crypto.ts";
+import { PrivateKey } from "../pki/key.ts";
+import { matches, type Revocation, type Signed, verify } from "../pki/verify.ts";
+import type { Values } from "../tool/commands.ts";
+
+/** The passphrase of an encrypted key, as the original's tools take it; never on a command line. */
+const PASSPHRASE = "GYROIDOS_TEST_PASSWD_PKI";
+
+/** `…/NAME.conf` → `…/NAME.sig`. */
+export function beside(conf: string, extension: "sig" | "cert"): string {
+  if (!conf.endsWith(".conf")) throw new Error(`${conf}: the name of a configuration ends in .conf`);
+  return `${conf.slice(0, -"conf".length)}${extension}`;
+}
+
+const bytesOf = (path: string): Promise<Uint8Array> => Bun.file(path).bytes();
+
+function replace(path: string, bytes: Uint8Array): void {
+  writeFileSync(`${path}.new`, bytes);
+  renameSync(`${path}.new`, path);
+}
+
+export interface Signer {
+  /** Path of a PEM file. */
+  readonly key: string;
+  /** Paths of PEM files: the signer's certificate first, then intermediates. */
+  readonly certs: readonly string[];
+}
+
+/** What a command line says of it. */
+export const signer = (args: Values, many: (option: string) => string[]): Signer => ({
+  key: String(args.key),
+  certs: many("cert"),
+});
+
+/** Sign the bytes of a configuration, and write what belongs beside it. Returns the paths written. */
+export async function sign(conf: string, { key: keyFile, certs }: Signer): Promise<string[]> {
+  const [sig, cert] = [beside(conf, "sig"), beside(conf, "cert")];
+  const [data, pem] = [await bytesOf(conf), await bytesOf(keyFile)];
+  const bundle = Buffer.concat(await Promise.all(certs.map(bytesOf)));
+  using scope = new Scope();
+  const [signer] = readBundle(scope, certs.join(", "), bundle);
+  using key = PrivateKey.read(keyFile, pem, Buffer.from(process.env[PASSPHRASE] ?? ""));
+  pem.fill(0);
+  const signature = key.sign(data);
+  if (!matches(signer!, data, signature))
+    throw new Error(`${keyFile}: it is not the key of the first certificate in ${certs[0]}`);
+  replace(sig, signature);
+  replace(cert, bundle);
+  return [sig, cert];
+}
+
+export interface Roots {
+  readonly ca: readonly string[];
+  readonly localCa: readonly string[];
+  /** CRLs (PEM or DER) and OCSP responses (DER, the name ends in .ocsp). */
+  readonly revocation: readonly string[];
+  readonly ignoreTime: boolean;
+}
+
+/** Judge a configuration by the files beside it, or by others. Throws Refused with the reason. */
+export async function judge(conf: string, sig: string, cert: string, roots: Roots): Promise<Signed> {
+  const anchors = (paths: readonly string[]) =>
+    Promise.all(paths.map(async (name) => ({ name, pem: await bytesOf(name) })));
+  const revocation = await Promise.all(
+    roots.revocation.map(
+      async (name): Promise<Revocation> => ({
+        name,
+        kind: name.endsWith(".ocsp") ? "ocsp" : "crl",
+        bytes: await bytesOf(name),
+      }),
+    ),
+  );
+  const trust = { software: await anchors(roots.ca), local: await anchors(roots.localCa), revocation };
+  return verify(await bytesOf(conf), await bytesOf(sig), await bytesOf(cert), trust, roots);
+}
