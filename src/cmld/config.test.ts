@@ -5,7 +5,6 @@ import {
   type ContainerRules,
   checkDevice,
   isName,
-  parseDeviceRule,
   plainName,
   readContainer,
   readDevice,
@@ -86,6 +85,7 @@ test("what a container may not say is refused by field and reason", () => {
   wrong("dns_server: 'dns'", 'dns_server: "dns" is no IP address');
   wrong("net_ifaces { netif: 'a b' }", 'net_ifaces[0].netif: "a b" is neither');
   wrong("allow_dev: 'c 1:3 x'", 'allow_dev[0]: device rule "c 1:3 x" is not like');
+  wrong("assign_dev: 'a *:* rwm'", 'assign_dev[0]: device rule "a *:* rwm" names every device there is');
   wrong("vnet_configs { if_name: 'a/b' configure: true }", "vnet_configs[0].if_name");
   wrong(
     "vnet_configs {if_name:'a' configure:true} vnet_configs {if_name:'a' configure:true}",
@@ -120,28 +120,6 @@ test("names: a rule for new ones, quotes for old ones", () => {
   expect(shownName("web")).toBe("web");
   expect(shownName("a\nb")).toBe('"a\\nb"');
   expect(plainName("a\nb ä")).toBe("a-b-");
-});
-
-test("parseDeviceRule()", () => {
-  expect(parseDeviceRule("c 4:1 rwm")).toEqual({
-    kind: "c",
-    major: 4,
-    minor: 1,
-    read: true,
-    write: true,
-    mknod: true,
-  });
-  expect(parseDeviceRule("b 8:* r")).toEqual({
-    kind: "b",
-    major: 8,
-    minor: undefined,
-    read: true,
-    write: false,
-    mknod: false,
-  });
-  expect(parseDeviceRule("a")).toMatchObject({ kind: "a", major: undefined, mknod: true });
-  for (const bad of ["", "c", "c 1", "d 1:1", "c 1:8 -", "c 5000:1", "c 1:1 rwmr"])
-    expect(() => parseDeviceRule(bad)).toThrow("device rule");
 });
 
 test("what a GuestOS may not say", () => {

@@ -10,6 +10,7 @@ import * as proto from "../../proto/gen/proto.js";
 import { EnumType, type Field, type Message, Schema } from "../lib/protobuf.ts";
 import { parse } from "../lib/text.ts";
 import { parseUuid } from "../lib/uuid.ts";
+import { parseDeviceRule } from "./devices.ts";
 
 /** A message with every field: what was not written and has no default is "", 0, false or empty. */
 export type Checked<M> = {
@@ -130,40 +131,6 @@ export function parseMac(text: string): Uint8Array | undefined {
 /** A link's name as the kernel takes it (net/core/dev.c, dev_valid_name). */
 export const isInterface = (name: string): boolean =>
   /^[^\s/:%\x00-\x20\x7f-\uffff]+$/.test(name) && name.length <= IFNAME_MAX && name !== "." && name !== "..";
-
-export interface DeviceRule {
-  /** block, character or all. */
-  readonly kind: "a" | "b" | "c";
-  /** undefined: any. */
-  readonly major: number | undefined;
-  readonly minor: number | undefined;
-  readonly read: boolean;
-  readonly write: boolean;
-  readonly mknod: boolean;
-}
-
-/** "c 4:1 rwm", "b 8:* r", "a": the syntax of cgroup v1's devices.allow; without letters all are meant. */
-export function parseDeviceRule(text: string): DeviceRule {
-  const found = /^([abc])(?:[ \t]+(\*|\d{1,10}):(\*|\d{1,10})(?:[ \t]+([rwm]{1,3}))?)?[ \t]*$/.exec(text);
-  const number = (digits: string | undefined, max: number): number | undefined => {
-    if (digits === undefined || digits === "*") return undefined;
-    if (Number(digits) > max)
-      throw new BadConfig(`device rule ${quote(text)}: ${digits} is more than ${max}`);
-    return Number(digits);
-  };
-  if (!found || (found[1] !== "a" && found[2] === undefined))
-    throw new BadConfig(`device rule ${quote(text)} is not like "c 4:1 rwm"`);
-  const [, kind, major, minor, access = "rwm"] = found;
-  return {
-    kind: kind as DeviceRule["kind"],
-    // linux/kdev_t.h: 12 bits and 20 bits.
-    major: number(major, 4095),
-    minor: number(minor, 1_048_575),
-    read: access.includes("r"),
-    write: access.includes("w"),
-    mknod: access.includes("m"),
-  };
-}
 
 /** A path that stays beneath where it is put. */
 const climbs = (path: string): boolean => path.split("/").includes("..");

@@ -17,6 +17,7 @@ import { type BoundGuestOs, Container, type Surroundings } from "./container.ts"
 import { Containers, type Draft, type Stored, type Taken, uidStart } from "./containers.ts";
 import type { Daemon, Known, LogPiece, LogSource, StateEvent } from "./control.ts";
 import { loadDeviceId } from "./device.ts";
+import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices.ts";
 import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import { type GuestOs, GuestOses, type Installation } from "./guestos.ts";
 import { forgetImages } from "./images.ts";
@@ -25,6 +26,7 @@ import { Ledger, type Running } from "./ledger.ts";
 import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
 import { childGroupOf } from "./modules/cgroups.ts";
+import * as devices from "./modules/devices.ts";
 import { volumeFile, volumeSize } from "./modules/volumes.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
@@ -405,6 +407,7 @@ export class Manager implements Daemon {
     this.#unsigned();
     const draft = this.#store.draft(source);
     await this.#check(draft);
+    devices.checkClaims({ host: this.#m.host, uuid: "" }, draft.config);
     if ([...this.#all.values()].some((c) => c.config.name === draft.config.name))
       this.#m.log.warn(`a container named ${shownName(draft.config.name)} exists already: name them by uuid`);
     const c = this.#add(await this.#store.create(draft));
@@ -419,6 +422,7 @@ export class Manager implements Daemon {
     const c = this.#managed(known);
     const draft = this.#store.draft(source);
     await this.#check(draft, c.imageDir);
+    devices.checkClaims({ host: this.#m.host, uuid: c.uuid }, draft.config);
     const stored = await this.#store.update(c.uuid, draft);
     this.#apply(c, stored);
     await this.#rebind(c);
@@ -568,8 +572,25 @@ export class Manager implements Daemon {
     await this.#rebind(c);
   }
 
-  async deviceAccess(_: Known, rule: string): Promise<void> {
-    throw new Error(`device rule ${JSON.stringify(rule)}: allowing devices at run time is not available yet`);
+  /** What each container's configuration wants of devices. */
+  *claims(): Iterable<Holder> {
+    for (const { stored } of this.#all.values())
+      yield {
+        uuid: stored.uuid,
+        name: shownName(stored.config.name),
+        created: stored.created,
+        claims: claimsOf(stored.config),
+      };
+  }
+
+  async deviceAccess(known: Known, text: string): Promise<void> {
+    const c = this.#managed(known);
+    const { rule, allow } = parseDeviceAccess(text);
+    if (allow) devices.allow(c.uuid, rule, { by: "control" });
+    else devices.deny(c.uuid, rule);
+    this.#m.log.info(
+      `${shownName(c.config.name)}: devices: ${allow ? "allowed" : "denied"} ${showRule(rule)}`,
+    );
   }
 
   // --- guest operating systems ------------------------------------------------------------

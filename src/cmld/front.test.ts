@@ -74,6 +74,7 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
     cgroup: "/nonexistent",
     controllers: new Set(),
     router: () => undefined,
+    claims: () => [],
     warnOnce: () => {},
   };
   const manager = new Manager({

@@ -16,6 +16,7 @@ export interface Places {
   readonly cgroup?: string;
   readonly device: DeviceConfig;
   readonly router: Host["router"];
+  readonly claims?: Host["claims"];
   warn(line: string): void;
 }
 
@@ -67,6 +68,7 @@ export function openHost(places: Places): Host {
     cgroup: containers,
     controllers: usable,
     router: places.router,
+    claims: places.claims ?? (() => []),
     warnOnce(line) {
       if (said.has(line)) return;
       said.add(line);

@@ -179,6 +179,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     ...(at.cgroup !== undefined && { cgroup: at.cgroup }),
     device,
     router: () => manager.router(),
+    claims: () => manager.claims(),
     warn: (line) => log.warn(line),
   });
   manager = new Manager({

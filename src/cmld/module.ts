@@ -5,6 +5,7 @@
 import type { Fd } from "../sys/fd.ts";
 import type { Op } from "../sys/op.ts";
 import type { ContainerConfig, DeviceConfig, GuestOsConfig } from "./config.ts";
+import type { Holder } from "./devices.ts";
 import type { Owned } from "./ledger.ts";
 
 /** The machine that cmld runs on; one value for the whole daemon. */
@@ -22,6 +23,8 @@ export interface Host {
   readonly cgroup: string;
   /** Controllers that can be used there. */
   readonly controllers: ReadonlySet<string>;
+  /** What the configurations of all containers want of devices. */
+  readonly claims: () => Iterable<Holder>;
   /** A line of the log that is said once in this daemon's life. */
   warnOnce(line: string): void;
   /** The container's network ends live in this process' network namespace: core0's init, or undefined for ours. */

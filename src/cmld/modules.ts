@@ -3,6 +3,7 @@ import type { Module } from "./module.ts";
 import { caps } from "./modules/caps.ts";
 import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
+import { devices } from "./modules/devices.ts";
 import { hostname } from "./modules/hostname.ts";
 import { limits } from "./modules/limits.ts";
 import { masks } from "./modules/masks.ts";
@@ -16,6 +17,7 @@ import { volumes } from "./modules/volumes.ts";
 export const modules: readonly Module[] = [
   users, // first: every later attach() may need the ids mapped, every later child() root
   cgroups, // the group exists before the clone, which goes straight into it
+  devices, // the group's program, before there is a child in it; volumes makes the nodes
   limits,
   hostname,
   network, // before the container has a file tree: what fails here has mounted nothing

@@ -54,8 +54,10 @@ export const FSCONFIG_SET_STRING = 1;
 export const FSCONFIG_CMD_CREATE = 6;
 
 // linux/openat2.h
+export const RESOLVE_NO_XDEV = 1;
 export const RESOLVE_NO_MAGICLINKS = 2;
 export const RESOLVE_NO_SYMLINKS = 4;
+export const RESOLVE_BENEATH = 8;
 export const RESOLVE_IN_ROOT = 0x10;
 
 // linux/sched.h

@@ -88,8 +88,8 @@ test("a name from before there was a rule: a host name of it, quotes in the log 
 });
 
 test("what a configuration asks for in vain is said at the start", async () => {
-  await world.sh("true", { config: { allow_dev: ["c 4:1 rwm"] } });
-  expect(world.log).toContain("web: allow_dev: it has the usual devices; others are not available yet");
+  await world.sh("true", { config: { allow_module: ["loop"] } });
+  expect(world.log).toContain("web: allow_module: loading kernel modules is not available yet");
 });
 
 test("its uptime begins at 0", async () => {

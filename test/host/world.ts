@@ -23,6 +23,7 @@ import { openHost } from "../../src/cmld/host.ts";
 import { forgetImages } from "../../src/cmld/images.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import type { Host, Module } from "../../src/cmld/module.ts";
+import { forgetPrograms } from "../../src/cmld/modules/devices.ts";
 import { modules as all } from "../../src/cmld/modules.ts";
 import { dup3 } from "../../src/sys/calls.ts";
 import { delegate, make, remove } from "../../src/sys/cgroup.ts";
@@ -239,6 +240,7 @@ export class World implements AsyncDisposable {
   /** Everything a start could leave behind, one line each. */
   snapshot(): string[] {
     forgetImages(this.directory); // shared images are kept on purpose
+    forgetPrograms(); // as are programs
     return [
       ...lines("/proc/self/mountinfo")
         .filter((l) => !l.includes("/out/")) // a build that mounts something of its own meanwhile

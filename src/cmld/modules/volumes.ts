@@ -29,6 +29,7 @@ import { type Module, Slot, type Start } from "../module.ts";
 import { tmpfsTakesUserXattrs } from "../overlay.ts";
 import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
+import { furnishNew } from "./devices.ts";
 
 const T = GuestOSMount.Type;
 type Mount = Start["guestos"]["mounts"][number];
@@ -43,17 +44,6 @@ const MiB = 1024 * 1024;
 /** The original's smallest data image, MiB. */
 const IMAGE_MIN = 10;
 
-/** Device nodes in every container: c_cgroups_dev's default list, as far as it names one file. */
-const NODES: readonly (readonly [path: string, major: number, minor: number])[] = [
-  ["null", 1, 3],
-  ["zero", 1, 5],
-  ["full", 1, 7],
-  ["random", 1, 8],
-  ["urandom", 1, 9],
-  ["tty", 5, 0],
-  ["net/tun", 10, 200],
-  ["fuse", 10, 229],
-];
 const LINKS: readonly (readonly [path: string, target: string])[] = [
   ["ptmx", "pts/ptmx"],
   ["fd", "/proc/self/fd"],
@@ -308,32 +298,12 @@ function deviceTree(s: Start): Fd {
   directory("pts", 0o755);
   directory("shm", 0o1777);
   directory("mqueue", 0o755);
-  directory("net", 0o755);
-  const S_IFCHR = 0o020000;
-  const node = (path: string, mode: number, device: number) => {
-    now(sys.mknodat(dev.n, path, S_IFCHR | mode, device));
-    now(sys.fchmodat(dev.n, path, mode)); // mknod obeys the umask
-    own(path);
-  };
-  for (const [path, major, minor] of NODES) node(path, 0o666, deviceNumber(major, minor));
   for (const [path, target] of LINKS) {
     now(sys.symlinkat(target, dev.n, path));
     own(path);
   }
-  const console = s.isC0 ? consoleDevice() : undefined;
-  if (console !== undefined) node("console", 0o620, console);
+  furnishNew(s, dev);
   return dev;
-}
-
-/** makedev(3) of the C library for numbers below 4096 and 256. */
-const deviceNumber = (major: number, minor: number): number =>
-  ((major << 8) | (minor & 0xff) | ((minor & ~0xff) << 12)) >>> 0;
-
-/** The machine's second console, which core0's users sit at: the first that exists. */
-const CONSOLES = ["/dev/hvc0", "/dev/tty1"] as const;
-function consoleDevice(): number | undefined {
-  const path = CONSOLES.find((p) => existsSync(p));
-  return path === undefined ? undefined : statSync(path).rdev;
 }
 
 /** Registers of this module's part of the program. */

@@ -1,0 +1,34 @@
+// A reader of the extended BPF that device programs are made of, for tests that need no kernel.
+import type { Instruction } from "../src/sys/ebpf.ts";
+
+/** What the kernel's device controller would be told: 1 allowed, 0 denied. */
+export function judgeDevice(
+  program: readonly Instruction[],
+  asked: { readonly type: number; readonly access: number; readonly major: number; readonly minor: number },
+): bigint {
+  const context = new DataView(new ArrayBuffer(12)); // struct bpf_cgroup_dev_ctx
+  context.setUint32(0, (asked.access << 16) | asked.type, true);
+  context.setUint32(4, asked.major, true);
+  context.setUint32(8, asked.minor, true);
+  const r = new BigUint64Array(11);
+  const written = new Set([1]);
+  for (let pc = 0; ; pc++) {
+    const { code, to, from, offset, value } = program[pc]!;
+    const immediate = BigInt.asUintN(64, BigInt(value));
+    const seen = (register: number): bigint => {
+      if (!written.has(register))
+        throw new Error(`instruction ${pc} reads r${register} before it is written`);
+      return r[register]!;
+    };
+    if (code === 0x61) r[to] = BigInt(context.getUint32(offset, true));
+    else if (code === 0xbf) r[to] = seen(from);
+    else if (code === 0xb7) r[to] = immediate;
+    else if (code === 0x57) r[to] = seen(to) & immediate;
+    else if (code === 0x77) r[to] = seen(to) >> immediate;
+    else if (code === 0x15) pc += seen(to) === immediate ? offset : 0;
+    else if (code === 0x55) pc += seen(to) !== immediate ? offset : 0;
+    else if (code === 0x95) return seen(0);
+    else throw new Error(`instruction ${code}`);
+    if ((code & 7) !== 5) written.add(to);
+  }
+}
