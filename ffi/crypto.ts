@@ -88,6 +88,7 @@ export const crypto = dlopen("libcrypto.so.3", {
   X509_REQ_add_extensions: { args: [ptr, ptr], returns: i32 },
   X509_REQ_sign_ctx: { args: [ptr, ptr], returns: i32 },
   X509_get0_pubkey: { args: [ptr], returns: ptr },
+  X509_check_private_key: { args: [ptr, ptr], returns: i32 },
   X509_get_subject_name: { args: [ptr], returns: ptr },
   X509_get0_notBefore: { args: [ptr], returns: ptr },
   X509_get0_notAfter: { args: [ptr], returns: ptr },

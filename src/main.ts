@@ -7,6 +7,7 @@ type Applet = () => Promise<{ main(args: string[]): Promise<number> }>;
 const applets = new Map<string, Applet>([
   ["init", () => import("./init/main.ts")],
   ["cmld", () => import("./cmld/main.ts")],
+  ["scd", () => import("./scd/main.ts")],
   ["control", () => import("./control/main.ts")],
   ["guestos", () => import("./guestos/main.ts")],
   ["container", () => import("./guestos/container.ts")],
@@ -20,7 +21,8 @@ programs: ${[...applets.keys()].join(" ")}
 
 const called = basename(process.argv0);
 const args = process.argv.slice(2);
-const name = applets.has(called) ? called : called === "cml-control" ? "control" : (args.shift() ?? "help");
+const plain = called.replace(/^cml-/, ""); // the original's names on an ordinary host: cml-control, cml-scd
+const name = applets.has(plain) ? plain : (args.shift() ?? "help");
 const load = applets.get(name);
 if (!load) {
   const help = ["help", "--help", "-h"].includes(name);

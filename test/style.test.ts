@@ -13,6 +13,7 @@ const BELOW: Record<string, readonly string[]> = {
   pki: ["tool", "sys", "lib"],
   init: ["run", "sys", "lib"],
   cmld: ["run", "sys", "lib"],
+  scd: ["pki", "run", "sys", "lib"],
   control: ["sys", "lib"],
   guestos: ["tool", "pki", "run", "sys", "lib"],
 };

@@ -1,6 +1,7 @@
 // Certificates as people write them (PEM bundles), and how we speak of them.
 import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
-import { members, must, printed, reason, type Scope } from "./crypto.ts";
+import { members, must, printed, reason, Scope } from "./crypto.ts";
+import type { PrivateKey } from "./key.ts";
 
 /** A signer, its intermediates and a root: four in every known hierarchy. */
 export const CERTIFICATES_MAX = 16;
@@ -48,6 +49,15 @@ const RFC2253 = 0x1110317;
 /** "CN=…,O=…" (RFC 2253, control characters and whatever is not ASCII escaped). */
 export const subject = (certificate: Pointer): string =>
   printed((bio) => C.X509_NAME_print_ex(bio, C.X509_get_subject_name(certificate), 0, RFC2253));
+
+/** Is the first certificate of this PEM file for this key? */
+export function isFor(certificate: Uint8Array, key: PrivateKey): boolean {
+  using scope = new Scope();
+  const [first] = readBundle(scope, "certificate", certificate);
+  const same = C.X509_check_private_key(first!, key.pointer) === 1;
+  C.ERR_clear_error();
+  return same;
+}
 
 /** "Nov 21 16:00:00 2026 GMT". */
 export const notBefore = (certificate: Pointer): string =>

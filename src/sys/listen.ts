@@ -21,15 +21,15 @@ const RETRY_MS = 1000;
 /** Connections that are accepted before others get a turn: who connects again and again must not keep us here. */
 const TURN = 64;
 
-/** An unbound stream socket, for a child to bind in its own file tree. */
-export const unbound = (): Fd => new Fd(now(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)));
+/** An unbound socket, for a child to bind in its own file tree. */
+export const unbound = (type = SOCK_STREAM): Fd => new Fd(now(socket(AF_UNIX, type | SOCK_NONBLOCK)));
 
 /** Bind and listen at `path` with `mode`, in place of a socket that nobody listens at any more; of nothing else. */
-export function bindAt(path: string, mode: number, backlog: number): Fd {
+export function bindAt(path: string, mode: number, backlog: number, type = SOCK_STREAM): Fd {
   const there = lstatSync(path, { throwIfNoEntry: false });
   if (there && !there.isSocket()) throw new Error(`${path}: not a socket, and not removed`);
-  if (there && listens(path)) throw new Error(`${path}: another program listens there`);
-  const fd = unbound();
+  if (there && listens(path, type)) throw new Error(`${path}: another program listens there`);
+  const fd = unbound(type);
   const old = process.umask(0o777 & ~mode);
   try {
     attempt({ call: "unlinkat", args: [-100, path, 0] });
@@ -45,8 +45,8 @@ export function bindAt(path: string, mode: number, backlog: number): Fd {
 }
 
 /** A full queue is somebody's as well. */
-function listens(path: string): boolean {
-  using probe = unbound();
+function listens(path: string, type: number): boolean {
+  using probe = unbound(type);
   const result = attempt(connectUnix(probe.n, path));
   return result === 0 || result === -EAGAIN;
 }

@@ -1,0 +1,126 @@
+// scd, the keeper of keys and judge of signatures: a process of its own that sees its token folder and what it must read,
+// and nobody else's. It answers the manager on one socket.
+import { mkdirSync } from "node:fs";
+import { setPriority } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { parseArgs } from "node:util";
+import { DaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
+import { BadMessage } from "../lib/protobuf.ts";
+import { must } from "../run/command.ts";
+import { own } from "../run/self.ts";
+import { SOCK_SEQPACKET } from "../sys/calls.ts";
+import { chain } from "../sys/error.ts";
+import type { Fd } from "../sys/fd.ts";
+import { Journal, type Log } from "../sys/journal.ts";
+import { accepting, bindAt } from "../sys/listen.ts";
+import { receiving, sendPacket } from "../sys/packets.ts";
+import { supervisor } from "../sys/supervisor.ts";
+import { Device } from "./device.ts";
+import { answer, type Surroundings } from "./requests.ts";
+
+const USAGE = `usage: scd [BASE] [options]
+
+Keeps keys and judges signatures for cmld.
+
+  BASE            data folder with tokens/, operatingsystems/ and containers/ (default: /data/cml)
+  --socket PATH   where cmld asks (default: /run/socket/cml-scd_control)
+  --first-key     make the device's key and its first certificate, and end
+  -h, --help      print this
+`;
+
+const BACKLOG = 8; // as the original's
+/** cmld has one connection for each container, and a few more. */
+const CONNECTIONS_MAX = 1100;
+
+/** One connection: a request, its answer, the next request. */
+function serve(connection: Fd, around: Surroundings, log: Log, over: () => void): void {
+  receiving(
+    connection,
+    async ({ bytes, fd }) => {
+      using _ = fd;
+      let request: DaemonToToken;
+      try {
+        request = DaemonToToken.decode(bytes);
+      } catch (e) {
+        if (!(e instanceof BadMessage)) throw e;
+        const error_text = `not a request: ${e.message}`;
+        sendPacket(connection, TokenToDaemon.encode({ code: TokenToDaemon.Code.CMD_UNKNOWN, error_text }));
+        throw e;
+      }
+      const said = await answer(around, request, fd);
+      if (said.error_text)
+        log.warn(`${DaemonToToken.Code[request.code] ?? request.code}: ${said.error_text}`);
+      sendPacket(connection, TokenToDaemon.encode(said));
+    },
+    (reason) => {
+      if (reason !== undefined) log.warn(`a connection ends: ${chain(reason)}`);
+      connection.close();
+      over();
+    },
+  );
+}
+
+/** A device's first key is made beside everything else, once the machine has come up: it costs a processor for seconds. */
+const FIRST_KEY_MS = 5_000;
+
+function setUpDevice(device: Device, base: string, log: Log): void {
+  const failed = (e: unknown) => log.error(`the device's identity: ${chain(e)}`);
+  if (!device.isNew) {
+    device.identify().catch(failed);
+    return;
+  }
+  setTimeout(() => {
+    log.info("making the device's key");
+    must(own("scd", "--first-key", base)).then(() => log.info("the device's key is made"), failed);
+  }, FIRST_KEY_MS);
+}
+
+export async function main(args: string[]): Promise<number> {
+  const { values, positionals } = parseArgs({
+    args,
+    allowPositionals: true,
+    options: {
+      socket: { type: "string", default: "/run/socket/cml-scd_control" },
+      "first-key": { type: "boolean" },
+      help: { type: "boolean", short: "h" },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
+  if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
+  const base = resolve(positionals[0] ?? "/data/cml");
+  const tokens = join(base, "tokens");
+  process.umask(0o077);
+  const device = new Device(tokens);
+  if (values["first-key"]) {
+    setPriority(19); // whoever else wants the processor gets it
+    await device.initialise();
+    return 0;
+  }
+  const above = supervisor();
+  const log = new Journal({ name: "scd", console: 1, debug: false });
+  mkdirSync(dirname(values.socket), { recursive: true, mode: 0o755 });
+  const readable = [join(base, "operatingsystems"), join(base, "containers")];
+  const around: Surroundings = { tokens, readable, device };
+  let connections = 0;
+  const listening = bindAt(values.socket, 0o700, BACKLOG, SOCK_SEQPACKET);
+  accepting(listening, (connection) => {
+    if (connections >= CONNECTIONS_MAX) {
+      log.warn(`${connections} connections are open: another one is refused`);
+      connection.close();
+      return;
+    }
+    connections++;
+    serve(connection, around, log, () => connections--);
+  });
+  log.info(`listening on ${values.socket}`);
+  above.notify("READY=1");
+  if (above.watchdogMs !== undefined) setInterval(() => above.notify("WATCHDOG=1"), above.watchdogMs);
+  setUpDevice(device, base, log);
+  const over = Promise.withResolvers<number>();
+  for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => over.resolve(0));
+  await over.promise;
+  process.exit(0); // watched descriptors would keep it
+}

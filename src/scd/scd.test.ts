@@ -1,0 +1,239 @@
+// scd as its client sees it: the real daemon on a real socket, the original's bytes, and what must be refused.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { createHash, X509Certificate } from "node:crypto";
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
+import { certify } from "../pki/issue.ts";
+import { PrivateKey } from "../pki/key.ts";
+import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
+import { Fd } from "../sys/fd.ts";
+import { now } from "../sys/now.ts";
+import { receiving, sendPacket } from "../sys/packets.ts";
+import { sendMessage } from "../sys/scm.ts";
+
+const Ask = DaemonToToken.Code;
+const Say = TokenToDaemon.Code;
+const base = mkdtempSync(join(tmpdir(), "scd-"));
+const at = (...parts: string[]) => join(base, ...parts);
+const path = at("socket");
+let daemon: ReturnType<typeof Bun.spawn>;
+
+beforeAll(async () => {
+  for (const folder of ["tokens", "operatingsystems", "containers"]) mkdirSync(at(folder));
+  copyFileSync("test/data/signing/ssig_rootca.cert", at("tokens/ssig_rootca.cert"));
+  for (const extension of ["conf", "sig", "cert"])
+    copyFileSync(`test/data/signing/dmos-1.${extension}`, at(`operatingsystems/dmos-1.${extension}`));
+  const made = Bun.spawn([process.execPath, "src/main.ts", "scd", "--first-key", base]);
+  expect(await made.exited).toBe(0);
+  daemon = Bun.spawn([process.execPath, "src/main.ts", "scd", base, "--socket", path], { stdout: "pipe" });
+  const reader = (daemon.stdout as ReadableStream<Uint8Array>).getReader();
+  for (let said = ""; !said.includes("listening on"); ) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error(`scd ended: ${said}`);
+    said += Buffer.from(value).toString();
+  }
+  reader.releaseLock();
+}, 60_000);
+
+afterAll(async () => {
+  daemon.kill();
+  expect(await daemon.exited).toBe(0);
+  rmSync(base, { recursive: true });
+});
+
+function connect(): Fd {
+  const fd = new Fd(now(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)));
+  now(connectUnix(fd.n, path));
+  return fd;
+}
+
+/** The next answer; "closed" if the daemon ends the connection. */
+function next(connection: Fd): Promise<TokenToDaemon | "closed"> {
+  return new Promise((resolve) => {
+    const r = receiving(
+      connection,
+      ({ bytes }) => {
+        resolve(TokenToDaemon.decode(bytes));
+        r[Symbol.dispose]();
+      },
+      () => resolve("closed"),
+    );
+  });
+}
+
+async function ask(request: IDaemonToToken, fd?: Fd): Promise<TokenToDaemon> {
+  using connection = connect();
+  sendPacket(connection, DaemonToToken.encode(request), fd);
+  const answer = await next(connection);
+  if (answer === "closed") throw new Error("closed");
+  return answer;
+}
+
+const file = (name: string) => readFileSync(`test/data/signing/${name}`);
+const buffers = (): IDaemonToToken => ({
+  code: Ask.CRYPTO_VERIFY_BUF,
+  hash_algo: HashAlgo.SHA512,
+  verify_data_buf: file("dmos-1.conf"),
+  verify_sig_buf: file("dmos-1.sig"),
+  verify_cert_buf: file("dmos-1.cert"),
+});
+
+test("signatures: by buffer and by path", async () => {
+  expect((await ask(buffers())).code).toBe(Say.CRYPTO_VERIFY_GOOD);
+  const paths = (folder: string) => ({
+    code: Ask.CRYPTO_VERIFY_FILE,
+    hash_algo: HashAlgo.SHA512,
+    verify_data_file: at(folder, "dmos-1.conf"),
+    verify_sig_file: at(folder, "dmos-1.sig"),
+    verify_cert_file: at(folder, "dmos-1.cert"),
+  });
+  expect((await ask(paths("operatingsystems"))).code).toBe(Say.CRYPTO_VERIFY_GOOD);
+  for (const [folder, why] of [
+    ["containers", "ENOENT"],
+    ["tokens", "only files below"],
+    ["operatingsystems/../tokens", "only files below"],
+  ] as const) {
+    const refused = await ask(paths(folder));
+    expect(refused.code).toBe(Say.CRYPTO_VERIFY_ERROR);
+    expect(refused.error_text).toContain(why);
+  }
+});
+
+test("what does not verify says which part and why", async () => {
+  const tampered = await ask({ ...buffers(), verify_data_buf: Buffer.from("x") });
+  expect(tampered).toMatchObject({ code: Say.CRYPTO_VERIFY_BAD_SIGNATURE });
+  expect(tampered.error_text).toEndWith("it does not match the data");
+  const bare = await ask({ ...buffers(), verify_cert_buf: file("dmos-1.cert").subarray(0, 2500) });
+  expect(bare.code).toBe(Say.CRYPTO_VERIFY_BAD_CERTIFICATE);
+  expect((await ask({ ...buffers(), hash_algo: HashAlgo.SHA1 })).code).toBe(Say.CRYPTO_VERIFY_ERROR);
+  expect((await ask({ code: Ask.CRYPTO_VERIFY_BUF })).error_text).toBe(
+    "data, signature and certificates are needed",
+  );
+});
+
+test("roots that are registered later count at once", async () => {
+  using key = PrivateKey.generate("ec:P-256");
+  const root = certify({
+    subject: [["CN", "mine"]],
+    key,
+    days: 1,
+    extensions: [
+      ["basicConstraints", "critical,CA:TRUE"],
+      ["keyUsage", "critical,keyCertSign,digitalSignature"],
+    ],
+  });
+  const data = Buffer.from("data");
+  const mine = { ...buffers(), verify_data_buf: data, verify_sig_buf: key.sign(data), verify_cert_buf: root };
+  expect((await ask(mine)).code).toBe(Say.CRYPTO_VERIFY_BAD_CERTIFICATE);
+  writeFileSync(at("tokens/localca_rootca.cert"), root);
+  expect((await ask(mine)).code).toBe(Say.CRYPTO_VERIFY_LOCALLY_SIGNED);
+  mkdirSync(at("tokens/ca"));
+  writeFileSync(at("tokens/ca/mine"), root);
+  expect((await ask(mine)).code).toBe(Say.CRYPTO_VERIFY_GOOD);
+});
+
+test("hashes: of a descriptor, of a path, of a buffer; SHA-1 where nothing is said", async () => {
+  const bytes = Buffer.alloc(3_000_001, "abc");
+  writeFileSync(at("outside"), bytes);
+  const digest = (algorithm: string) => createHash(algorithm).update(bytes).digest("hex");
+  const hex = (answer: TokenToDaemon) => Buffer.from(answer.hash_value ?? []).toString("hex");
+  using fd = new Fd(openSync(at("outside"), "r"));
+  const asked = { code: Ask.CRYPTO_HASH_FILE, hash_algo: HashAlgo.SHA256, hash_file: at("outside") };
+  expect(hex(await ask(asked, fd))).toBe(digest("sha256"));
+  expect((await ask(asked)).error_text).toContain("only files below");
+  symlinkSync(at("outside"), at("containers/link"));
+  expect((await ask({ ...asked, hash_file: at("containers/link") })).error_text).toContain("ELOOP");
+  writeFileSync(at("containers/inside"), bytes);
+  expect(hex(await ask({ code: Ask.CRYPTO_HASH_FILE, hash_file: at("containers/inside") }))).toBe(
+    digest("sha1"),
+  );
+  expect(
+    hex(
+      await ask({
+        code: Ask.CRYPTO_HASH_BUF,
+        hash_algo: HashAlgo.SHA512,
+        hash_buf: bytes.subarray(0, 100_000),
+      }),
+    ),
+  ).toBe(createHash("sha512").update(bytes.subarray(0, 100_000)).digest("hex"));
+  using folder = new Fd(openSync(base, "r"));
+  expect(await ask(asked, folder)).toMatchObject({ code: Say.CRYPTO_HASH_ERROR });
+});
+
+test("the device's identity: made once, its request pulled, only a certificate for its key taken", async () => {
+  for (const secret of ["device.key", "device.cert", "device.csr"])
+    expect(statSync(at("tokens", secret)).mode & 0o077).toBe(0);
+  const own = new X509Certificate(readFileSync(at("tokens/device.cert")));
+  const uuid = /^URI:UUID:(.*)$/.exec(own.subjectAltName ?? "")?.[1];
+  expect(readFileSync(at("tokens/device_id.conf"), "utf8")).toBe(`uuid: "${uuid}"\n`);
+  const pulled = await ask({ code: Ask.PULL_DEVICE_CSR });
+  expect(pulled).toMatchObject({ code: Say.DEVICE_CSR });
+  expect(Buffer.from(pulled.device_csr!)).toEqual(readFileSync(at("tokens/device.csr")));
+  using other = PrivateKey.generate("ec:P-256");
+  const foreign = certify({ subject: [["CN", "x"]], key: other, days: 1, extensions: [] });
+  const refused = await ask({ code: Ask.PUSH_DEVICE_CERT, device_cert: foreign });
+  expect(refused).toMatchObject({ code: Say.DEVICE_CERT_ERROR });
+  expect(refused.error_text).toBe("the certificate is for another key than this device's");
+  expect((await ask({ code: Ask.PUSH_DEVICE_CERT, device_cert: Buffer.from("x") })).code).toBe(
+    Say.DEVICE_CERT_ERROR,
+  );
+  using issuer = PrivateKey.generate("ec:P-256");
+  const issued = readFileSync(at("tokens/device.key"));
+  using key = PrivateKey.read("device.key", issued);
+  const root = certify({ subject: [["CN", "ca"]], key: issuer, days: 1, extensions: [] });
+  const good = certify({
+    subject: [["CN", "x"]],
+    key,
+    issuer: { certificate: root, key: issuer },
+    days: 1,
+    extensions: [],
+  });
+  expect((await ask({ code: Ask.PUSH_DEVICE_CERT, device_cert: good })).code).toBe(Say.DEVICE_CERT_OK);
+  expect(readFileSync(at("tokens/device.cert"))).toEqual(Buffer.from(good));
+  writeFileSync(at("tokens/provisioning"), "another boot");
+  expect((await ask({ code: Ask.PULL_DEVICE_CSR })).code).toBe(Say.DEVICE_PROV_ERROR);
+  expect((await ask({ code: Ask.PUSH_DEVICE_CERT, device_cert: good })).code).toBe(Say.DEVICE_PROV_ERROR);
+});
+
+test("many requests on one connection are answered in order; hostile ones end their connection alone", async () => {
+  using connection = connect();
+  for (let i = 0; i < 20; i++)
+    sendPacket(connection, DaemonToToken.encode({ code: Ask.CRYPTO_HASH_BUF, hash_buf: Buffer.from([i]) }));
+  for (let i = 0; i < 20; i++) {
+    const answer = await next(connection);
+    expect(answer !== "closed" && Buffer.from(answer.hash_value!).toString("hex")).toBe(
+      createHash("sha1")
+        .update(Buffer.from([i]))
+        .digest("hex"),
+    );
+  }
+  const hostile: Uint8Array[][] = [
+    [Buffer.from([0, 0, 0])],
+    [Buffer.from([0xff, 0xff, 0xff, 0xff])],
+    [Buffer.from([0, 0, 0, 2]), Buffer.from([1, 2, 3])],
+    [Buffer.from([0, 0, 0, 9]), Buffer.from([1])],
+  ];
+  for (const packets of hostile) {
+    using bad = connect();
+    for (const packet of packets) sendMessage(bad, packet);
+    expect(await next(bad)).toBe("closed");
+  }
+  using garbled = connect();
+  sendPacket(garbled, Buffer.from("garbage"));
+  expect(await next(garbled)).toMatchObject({ code: Say.CMD_UNKNOWN });
+  expect(await next(garbled)).toBe("closed");
+  expect((await ask({ code: Ask.DERIVE_KEY })).code).toBe(Say.CMD_UNKNOWN);
+  expect((await ask({ code: Ask.CRYPTO_HASH_BUF })).code).toBe(Say.CRYPTO_HASH_OK);
+});
