@@ -75,6 +75,10 @@ $(OUT)/aarch64/cml: $(SOURCES) $(OUT)/aarch64/run.so $(OUT)/aarch64/cservice $(O
 	$(BUN) initramfs/cross.ts aarch64 $@ $(BUILD_FLAGS)
 	@$(BUN) initramfs/sizes.ts $@ /usr/aarch64-linux-gnu/lib
 
+# The attackers of test/escape: a C library, because they are not ours.
+$(OUT)/attack: test/escape/attack.c $(OUT)/tools.ready
+	gcc -static -O1 -Wall -Wextra -Werror -Wno-unused-result -o $@ $<
+
 # --- ramdisk, disk, machine --------------------------------------------------
 
 $(OUT)/kernel/vmlinuz: initramfs/kernel.sh $(OUT)/tools.ready
@@ -140,8 +144,8 @@ check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## f
 	$(BUN) test test/style.test.ts
 
 .PHONY: test
-test: check $(OUT)/test/initramfs.cpio $(if $(filter x86_64,$(HOST)),$(OUT)/aarch64/cml $(OUT)/aarch64/stage0) guests deb ## everything above and below, at counts that fit CI (35 minutes)
-	$(BUN) test/run.ts unit host machine
+test: check $(OUT)/test/initramfs.cpio $(if $(filter x86_64,$(HOST)),$(OUT)/aarch64/cml $(OUT)/aarch64/stage0) guests deb $(OUT)/attack ## everything above and below, at counts that fit CI (35 minutes)
+	$(BUN) test/run.ts unit host escape machine
 
 .PHONY: test-unit
 test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## pure functions, printed programs, codecs
@@ -175,6 +179,10 @@ soak-fuzz: $(OUT)/cml guests ## 60 s of broken bytes for each parser, fixed seed
 .PHONY: test-machine
 test-machine: $(OUT)/test/initramfs.cpio guests ## boot the real ramdisk in QEMU and look at it
 	$(BUN) test/run.ts machine
+
+.PHONY: test-escape
+test-escape: $(OUT)/test/initramfs.cpio $(OUT)/guests/core0-1.conf $(OUT)/attack ## attacks from inside a container, on this machine and in QEMU (root)
+	$(BUN) test/run.ts escape
 
 .PHONY: clean
 clean: ## remove everything that was built (not node_modules)

@@ -28,6 +28,7 @@ const GROUPS: Record<string, Group> = {
   unit: { paths: ["src", "ffi", "proto", "initramfs", "test/style.test.ts"], timeoutMs: MINUTE },
   host: { paths: ["test/host"], timeoutMs: 3 * MINUTE, within: APART },
   machine: { paths: ["test/machine"], timeoutMs: 10 * MINUTE },
+  escape: { paths: ["test/escape"], timeoutMs: 3 * MINUTE, within: APART },
   // parts of `make soak`
   leak: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "leave nothing|nothing grows" },
   leakmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "leave nothing" },

@@ -12,6 +12,7 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
+import { connect } from "node:net";
 
 export const PORT = "cml.agent";
 
@@ -24,6 +25,11 @@ export interface Calls {
   kill: { ask: { pid: number; signal: string }; answer: null };
   /** What the kernel has said so far. */
   kernel: { ask: object; answer: { seconds: number; text: string }[] };
+  /** Connect to a socket, send bytes (base64), and wait for so many frames (4 bytes of length, then the message). */
+  exchange: {
+    ask: { socket: string; send: string; frames: number };
+    answer: { received: string; ms: number };
+  };
   run: {
     ask: { argv: string[]; stdin?: string; env?: Record<string, string> };
     answer: { status: number | null; signal: string | null; stdout: string; stderr: string };
@@ -49,6 +55,8 @@ async function answer(r: Request): Promise<unknown> {
       return null;
     case "kernel":
       return kernel();
+    case "exchange":
+      return await exchange(r.socket, Buffer.from(r.send, "base64"), r.frames);
     case "run":
       return await run(r.argv, r.stdin ?? "", r.env ?? {});
   }
@@ -71,6 +79,35 @@ function kernel(): Calls["kernel"]["answer"] {
     closeSync(fd);
   }
   return all;
+}
+
+const EXCHANGE_MS = 60_000;
+function exchange(path: string, bytes: Buffer, frames: number): Promise<Calls["exchange"]["answer"]> {
+  return new Promise((resolve, reject) => {
+    const began = performance.now();
+    const socket = connect({ path });
+    let got: Buffer = Buffer.alloc(0);
+    const whole = (): boolean => {
+      let at = 0;
+      for (let n = 0; n < frames; n++) {
+        if (got.length < at + 4) return false;
+        at += 4 + got.readUInt32BE(at);
+      }
+      return got.length >= at;
+    };
+    const done = (): void => {
+      socket.destroy();
+      resolve({ received: got.toString("base64"), ms: performance.now() - began });
+    };
+    socket.setTimeout(EXCHANGE_MS, done);
+    socket.on("connect", () => socket.write(bytes));
+    socket.on("data", (piece: Buffer) => {
+      got = Buffer.concat([got, piece]);
+      if (whole()) done();
+    });
+    socket.on("close", done);
+    socket.on("error", reject);
+  });
 }
 
 function run(

@@ -1,0 +1,249 @@
+/* attack: what a shell cannot do of the attacks in this folder; static, in the image of every attacker, a few lines
+ * each. What is printed last begins with "held" if the attack failed and with "won" if it did not; `call` prints the
+ * name of the errno alone. Run as `attack NAME ARGUMENT...`. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timex.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int held(const char *why) { return printf("held: %s\n", why), 0; }
+static int won(const char *what) { return printf("won: %s\n", what), 0; }
+static const char *name_of(int e) { return strerrorname_np(e); }
+
+/* call NUMBER ARGUMENT...: one system call; "=text" is a string's address, "@" that of 4096 zeros. */
+static int call(char **arg)
+{
+	static char zeros[4096];
+	long a[7] = { 0 };
+
+	for (int i = 0; i < 7 && arg[i]; i++)
+		a[i] = arg[i][0] == '=' ? (long)(arg[i] + 1) : arg[i][0] == '@' ? (long)zeros : strtoll(arg[i], NULL, 0);
+	long ret = syscall(a[0], a[1], a[2], a[3], a[4], a[5], a[6]);
+	puts(ret < 0 ? name_of(errno) : "ok");
+	return 0;
+}
+
+/* climb PATH: out of a root directory that is only a directory, and look for PATH there. */
+static int climb(char **arg)
+{
+	int top = open("/", O_RDONLY | O_DIRECTORY);
+
+	mkdir("/tmp/below", 0755);
+	if (chroot("/tmp/below") || fchdir(top))
+		return held(name_of(errno));
+	for (int i = 0; i < 64; i++)
+		if (chdir(".."))
+			break;
+	if (chroot("."))
+		return held(name_of(errno));
+	return access(arg[0], F_OK) ? held(name_of(errno)) : won(arg[0]);
+}
+
+/* swap A B: exchange two names as fast as it goes, until killed. */
+static int swap(char **arg)
+{
+	for (;;)
+		renameat2(AT_FDCWD, arg[0], AT_FDCWD, arg[1], RENAME_EXCHANGE);
+	return 0;
+}
+
+/* chase PID DIRECTORY TARGET: in the root of a process whose start is under way, wait for the directory, then swap
+ * "a" in it between a directory and a link to TARGET, until killed. */
+static int chase(char **arg)
+{
+	char a[300], z[300];
+
+	snprintf(a, sizeof a, "/proc/%s/root%s/a", arg[0], arg[1]);
+	snprintf(z, sizeof z, "/proc/%s/root%s/z", arg[0], arg[1]);
+	for (;;) {
+		mkdir(a, 0777);
+		symlink(arg[2], z);
+		renameat2(AT_FDCWD, a, AT_FDCWD, z, RENAME_EXCHANGE);
+	}
+	return 0;
+}
+
+/* What a link in a process' /proc/PID says, if it is not of this container. */
+static int foreign(const char *path)
+{
+	char to[4096];
+	ssize_t n = readlink(path, to, sizeof to - 1);
+
+	if (n < 0)
+		return 0;
+	to[n] = 0;
+	if (!strncmp(to, "pipe:", 5) || !strncmp(to, "/dev/", 5) || access(to, F_OK) == 0)
+		return 0;
+	printf("won: %s -> %s\n", path, to);
+	return 1;
+}
+
+/* spy SECONDS: trace every process that appears, and read what it has open, its memory, its environment. */
+static int spy(char **arg)
+{
+	char path[300];
+
+	puts("spying");
+	fflush(stdout);
+	time_t end = time(NULL) + atoi(arg[0]);
+	while (time(NULL) < end) {
+		DIR *d = opendir("/proc");
+		for (struct dirent *e; (e = readdir(d));) {
+			int pid = atoi(e->d_name);
+			if (pid < 2 || pid == getpid())
+				continue;
+			for (int fd = 0; fd < 64; fd++) {
+				snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+				if (foreign(path))
+					return 0;
+			}
+			snprintf(path, sizeof path, "/proc/%d/cwd", pid);
+			if (foreign(path))
+				return 0;
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			if (foreign(path))
+				return 0;
+			if (ptrace(PTRACE_ATTACH, pid, 0, 0) == 0) {
+				waitpid(pid, NULL, __WALL);
+				snprintf(path, sizeof path, "/proc/%d/exe", pid);
+				int bad = foreign(path);
+				ptrace(PTRACE_DETACH, pid, 0, 0);
+				if (bad)
+					return 0;
+			}
+		}
+		closedir(d);
+	}
+	return held("nothing of the host was seen");
+}
+
+/* overwrite SECONDS: open the executable of every process for writing. */
+static int overwrite(char **arg)
+{
+	char path[300], to[4096];
+
+	puts("spying");
+	fflush(stdout);
+	time_t end = time(NULL) + atoi(arg[0]);
+	while (time(NULL) < end) {
+		DIR *d = opendir("/proc");
+		for (struct dirent *e; (e = readdir(d));) {
+			snprintf(path, sizeof path, "/proc/%s/exe", e->d_name);
+			int keep = open(path, O_PATH), fd = open(path, O_WRONLY);
+			ssize_t n = readlink(path, to, sizeof to - 1);
+			if (fd < 0 && keep >= 0) { /* again when nobody executes it any more */
+				snprintf(path, sizeof path, "/proc/self/fd/%d", keep);
+				fd = open(path, O_WRONLY);
+			}
+			to[n < 0 ? 0 : n] = 0;
+			if (fd >= 0 && n > 0 && access(to, F_OK) && !strstr(to, "(deleted)"))
+				return won(to);
+			if (fd >= 0)
+				close(fd);
+			if (keep >= 0)
+				close(keep);
+		}
+		closedir(d);
+	}
+	return held("no executable of the host could be opened");
+}
+
+/* connections PATH COUNT: as many connections as it takes, each with half a frame, held until killed. */
+static int connections(char **arg)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	int count = 0;
+
+	strncpy(to.sun_path, arg[0], sizeof to.sun_path - 1);
+	for (int i = 0; i < atoi(arg[1]); i++) {
+		int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
+			continue;
+		count += write(fd, "\0\0", 2) == 2;
+	}
+	printf("%d connections\n", count);
+	fflush(stdout);
+	pause();
+	return 0;
+}
+
+/* forks COUNT: so many processes at once. */
+static int forks(char **arg)
+{
+	int count = 0, wanted = atoi(arg[0]), why = 0;
+
+	setpgid(0, 0);
+	while (count < wanted) {
+		pid_t pid = fork();
+		if (pid == 0)
+			pause();
+		if (pid < 0) {
+			why = errno;
+			break;
+		}
+		count++;
+	}
+	printf("%s: %d processes, %s\n", count < wanted ? "held" : "won", count, why ? name_of(why) : "no end");
+	fflush(stdout);
+	signal(SIGTERM, SIG_IGN);
+	kill(0, SIGKILL);
+	return 0;
+}
+
+/* memory MEGABYTES: touch every page of so much. */
+static int memory(char **arg)
+{
+	size_t size = (size_t)atoi(arg[0]) << 20;
+	char *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return held(name_of(errno));
+	for (size_t i = 0; i < size; i += 4096)
+		at[i] = 1;
+	return won("all of it");
+}
+
+/* tick: set the length of the clock's tick, to what it is. */
+static int tick(char **arg)
+{
+	struct timex now = { 0 };
+
+	(void)arg;
+	if (adjtimex(&now) < 0)
+		return held(name_of(errno));
+	now.modes = ADJ_TICK;
+	return adjtimex(&now) < 0 ? held(name_of(errno)) : won("the clock's tick");
+}
+
+static const struct {
+	const char *name;
+	int (*run)(char **);
+	int least;
+} attacks[] = {
+	{ "call", call, 1 }, { "climb", climb, 1 }, { "swap", swap, 2 }, { "chase", chase, 3 }, { "spy", spy, 1 },
+	{ "overwrite", overwrite, 1 }, { "connections", connections, 2 }, { "forks", forks, 1 }, { "memory", memory, 1 },
+	{ "tick", tick, 0 },
+};
+
+int main(int argc, char **argv)
+{
+	for (size_t i = 0; argc > 1 && i < sizeof attacks / sizeof *attacks; i++)
+		if (!strcmp(argv[1], attacks[i].name) && argc - 2 >= attacks[i].least)
+			return attacks[i].run(argv + 2);
+	fprintf(stderr, "attack: no such attack, or too few arguments\n");
+	return 2;
+}

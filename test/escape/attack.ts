@@ -1,0 +1,136 @@
+// Attacks that must fail, and what they are made of. The rows are those of SPECIFICATION.md.
+//
+// To add an attack: put an Attack into a file of attacks/ (a new file is named in attacks.ts). It is then a test of its
+// own on this host (host.test.ts) and in the machine (machine.test.ts), by `make test-escape` and `make test`:
+//
+// - It stands where the attacker would: a script, run by a shell of root in a container of busybox and `attack`
+//   (attack.c), which ends with `held WHY` or `won WHAT`; or a function that starts containers, runs commands in them
+//   and asks cmld through the Ground, and returns such a line. `held` means that the attack failed.
+// - `guest` is another image or configuration than the plain one; in the machine each is a GuestOS and a container.
+// - `proof` says how it is shown that the test can fail: the parts of the product without which the attack must succeed
+//   (Weak: the container is composed here without them, on the host), a function that does it in its own way, or a
+//   sentence why it cannot be shown.
+//
+// Whatever an attack does, the bait (a folder that everybody may write to, given to no container) must stay empty.
+import type {
+  ControllerToDaemon,
+  DaemonToController,
+  IContainerConfig,
+  IControllerToDaemon,
+} from "../../proto/gen/proto.js";
+import type { Module } from "../../src/cmld/module.ts";
+import { type Op, show } from "../../src/sys/op.ts";
+import type { Mounts, World } from "../host/world.ts";
+
+export interface Attack {
+  /** Of SPECIFICATION.md. */
+  readonly row: number;
+  readonly name: string;
+  readonly guest?: Guest;
+  readonly attempt: string | ((g: Ground) => Promise<string>);
+  readonly proof: Weak | ((w: World) => Promise<string>) | string;
+  /** Absent: both. */
+  readonly only?: "host" | "machine";
+}
+
+/** A container as an attacker may have made it. */
+export interface Guest {
+  /** Of its image, and of its container. */
+  readonly name: string;
+  /** Change the tree of busybox and `attack`. */
+  readonly fill?: (root: string, bait: string) => void;
+  /** The root folder can be written to, and forgets. */
+  readonly writable?: boolean;
+  /** After the root. */
+  readonly mounts?: Mounts;
+  readonly config?: Partial<IContainerConfig>;
+  /** Its init; otherwise it sleeps. */
+  readonly init?: readonly string[];
+}
+
+export const ATTACKER: Guest = { name: "attacker", writable: true };
+
+/** Where attacks happen. */
+export interface Ground {
+  /** A folder of the host's that everybody may write to and no container is given. */
+  readonly bait: string;
+  /** What is in it. */
+  baited(): Promise<string[]>;
+  /** Start a container; rejects with the sentence if it is refused. */
+  start(guest: Guest): Promise<Inside>;
+  /** Ask cmld as its owner. */
+  ask(
+    command: ControllerToDaemon.Command,
+    fields?: Partial<IControllerToDaemon>,
+  ): Promise<DaemonToController>;
+  /** Memory of cmld's own, in KiB. */
+  memory(): Promise<number>;
+}
+
+/** A running container. */
+export interface Inside {
+  /** `control run`: what a shell's script says, standard error too. */
+  run(script: string, how?: How): Promise<string>;
+  end(): Promise<void>;
+}
+
+export interface How {
+  readonly user?: string;
+  readonly cwd?: string;
+  readonly pty?: boolean;
+  /** The command, instead of a shell. */
+  readonly argv?: readonly string[];
+}
+
+/** What is missing where the attack must succeed. */
+export interface Weak {
+  readonly modules?: (product: readonly Module[]) => readonly Module[];
+  /** What becomes of the printed program of a start. */
+  readonly program?: (ops: readonly Op[]) => readonly Op[];
+  /** … of `control run`. */
+  readonly exec?: (ops: readonly Op[]) => readonly Op[];
+}
+
+/** Without some modules. */
+export const lacking = (...names: readonly string[]): Weak => ({
+  modules: (all) => all.filter((m) => !names.includes(m.name)),
+});
+
+/** No container at all: root of the host, with nothing taken away. For calls with harmless arguments only. */
+export const BARE: Weak = { modules: () => [] };
+
+/** Without the calls that print so. */
+export const without =
+  (...calls: readonly RegExp[]) =>
+  (ops: readonly Op[]): readonly Op[] => {
+    const kept = ops.filter((op) => !calls.some((call) => call.test(show(op))));
+    if (kept.length === ops.length) throw new Error(`no call of the program is like ${calls}`);
+    return kept;
+  };
+
+/** For scripts. */
+export const PRELUDE = `held() { echo "held: $*"; exit; }
+won() { echo "won: $*"; exit; }
+`;
+
+/** The line that counts; anything else than "held" or "won" is a broken test. */
+export function verdict(said: string): string {
+  const last = said.trim().split(/\r?\n/).at(-1)!;
+  if (!/^(held|won)\b/.test(last)) throw new Error(`the attack did not say how it ended:\n${said}`);
+  return last;
+}
+
+/** Start one, run one script in it, end it; a start that is refused has held. */
+export async function inside(g: Ground, guest: Guest, script: string, how: How = {}): Promise<string> {
+  let c: Inside;
+  try {
+    c = await g.start(guest);
+  } catch (e) {
+    return `held: refused: ${e instanceof Error ? e.message : e}`;
+  }
+  try {
+    return verdict(await c.run(PRELUDE + script, how));
+  } finally {
+    await c.end();
+  }
+}

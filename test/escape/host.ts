@@ -1,0 +1,185 @@
+// This host as the place of attacks, in hosted mode: containers of the product's own modules, or, where an attack is to
+// be seen succeeding, ones composed without some of them.
+import { chmodSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { dirname, join } from "node:path";
+import {
+  type ControllerToDaemon,
+  type DaemonToController,
+  GuestOSMount,
+  type IControllerToDaemon,
+} from "../../proto/gen/proto.js";
+import { exec } from "../../src/cmld/exec.ts";
+import { Cmld } from "../host/daemon.ts";
+import { type Recipe, UID_START, World } from "../host/world.ts";
+import {
+  ATTACKER,
+  type Attack,
+  type Ground,
+  type Guest,
+  type Inside,
+  PRELUDE,
+  verdict,
+  type Weak,
+} from "./attack.ts";
+import { Composed } from "./compose.ts";
+import { fill, PROGRAM } from "./guest.ts";
+
+const SLEEPS = ["/bin/sleep", "1000000"];
+
+export class Host implements AsyncDisposable {
+  readonly world = World.open();
+  readonly bait: string;
+  readonly #images = new Set<string>();
+  #cmld: Cmld | undefined;
+
+  constructor() {
+    this.bait = join(this.world.directory, "bait");
+    mkdirSync(this.bait);
+    chmodSync(this.bait, 0o777);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#cmld?.[Symbol.asyncDispose]();
+    await this.world[Symbol.asyncDispose]();
+  }
+
+  baited(): Promise<string[]> {
+    return Promise.resolve(readdirSync(this.bait));
+  }
+
+  /** After an attack that was let succeed. */
+  clean(): void {
+    for (const name of readdirSync(this.bait)) rmSync(join(this.bait, name), { recursive: true });
+  }
+
+  recipe(guest: Guest, init: readonly string[] = guest.init ?? SLEEPS): Recipe {
+    if (!this.#images.has(guest.name)) {
+      this.world.image(guest.name, (root) => fill(guest, root, this.bait));
+      this.#images.add(guest.name);
+    }
+    const { SHARED, SHARED_RW } = GuestOSMount.Type;
+    const root = {
+      mount_point: "/",
+      image_file: guest.name,
+      mount_type: guest.writable ? SHARED_RW : SHARED,
+    };
+    return {
+      init,
+      mounts: [root, ...(guest.mounts ?? [])],
+      config: { name: guest.name, ...guest.config },
+    };
+  }
+
+  /** The product's containers, or weak ones. */
+  ground(weak?: Weak): Ground {
+    return {
+      bait: this.bait,
+      baited: () => this.baited(),
+      start: (guest) => (weak ? this.#composed(guest, weak) : this.#start(guest)),
+      ask: (command, fields) => this.#ask(command, fields),
+      memory: async () => {
+        const rss = readFileSync(`/proc/${(await this.#daemon()).pid}/status`, "utf8");
+        return Number(/^RssAnon:\s+(\d+)/m.exec(rss)![1]);
+      },
+    };
+  }
+
+  async #start(guest: Guest): Promise<Inside> {
+    const c = this.world.container(this.recipe(guest));
+    await c.start({ setup: false });
+    return {
+      run: (script, how = {}) =>
+        new Promise((resolve) => {
+          let text = "";
+          const { pid, pidfd } = c.process!;
+          const target = {
+            name: c.config.name,
+            pid,
+            pidfd,
+            cgroup: join(c.group, "child"),
+            uidStart: UID_START,
+            allowSystemTime: false,
+          };
+          const { pty = false, argv = ["/bin/sh", "-c", script], ...more } = how;
+          exec(
+            target,
+            { argv, env: ["PATH=/bin"], pty, ...more },
+            {
+              output(piece) {
+                text += Buffer.from(piece).toString();
+                return true;
+              },
+              writable: () => {},
+              ended: ({ error }) => resolve(error === undefined ? text : `${text}held: refused: ${error}`),
+            },
+          );
+        }),
+      end: () => c.kill(),
+    };
+  }
+
+  async #composed(guest: Guest, weak: Weak): Promise<Inside> {
+    const c = await Composed.begin(this.world, this.recipe(guest), weak);
+    return {
+      run: async (script, how = {}) => {
+        try {
+          return await c.run(how.argv ?? ["/bin/sh", "-c", script], how);
+        } catch (e) {
+          return `held: refused: ${e instanceof Error ? e.message : e}`;
+        }
+      },
+      end: () => c.end(),
+    };
+  }
+
+  /** A script as the container's init. */
+  async #init(attack: Attack, weak: Weak): Promise<string> {
+    const path = `PATH=$PATH:/usr/bin:/usr/sbin:${dirname(PROGRAM)}\n`; // for root of the host
+    const init = ["/bin/sh", "-c", path + PRELUDE + attack.attempt];
+    let c: Composed;
+    try {
+      c = await Composed.begin(this.world, this.recipe(attack.guest ?? ATTACKER, init), weak);
+    } catch (e) {
+      return `held: refused: ${e instanceof Error ? e.message : e}`;
+    }
+    return verdict(await c.text());
+  }
+
+  async #daemon(): Promise<Cmld> {
+    this.#cmld ??= await Cmld.begin();
+    return this.#cmld;
+  }
+
+  async #ask(
+    command: ControllerToDaemon.Command,
+    fields: Partial<IControllerToDaemon> = {},
+  ): Promise<DaemonToController> {
+    using client = await (await this.#daemon()).client();
+    return await client.ask(command, fields);
+  }
+
+  /** How an attack ends in the product's containers. */
+  async held(attack: Attack): Promise<string> {
+    const { attempt, guest = ATTACKER } = attack;
+    const ground = this.ground();
+    if (typeof attempt === "function") return verdict(await attempt(ground));
+    let c: Inside;
+    try {
+      c = await ground.start(guest);
+    } catch (e) {
+      return `held: refused: ${e instanceof Error ? e.message : e}`;
+    }
+    try {
+      return verdict(await c.run(PRELUDE + attempt));
+    } finally {
+      await c.end();
+    }
+  }
+
+  /** … in ones that are composed here; `weak`: of less than the product is. */
+  async composed(attack: Attack, weak: Weak): Promise<string> {
+    const { attempt } = attack;
+    if (typeof attempt === "function") return verdict(await attempt(this.ground(weak)));
+    return await this.#init(attack, weak);
+  }
+}

@@ -1,0 +1,189 @@
+// The machine as the place of attacks: the product's ramdisk in QEMU, with a GuestOS and a container for each guest that
+// an attack names. One machine serves all of them.
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { disk } from "../../initramfs/image.ts";
+import { CORE0, type SeedContainer, seed } from "../../initramfs/seed.ts";
+import {
+  ControllerToDaemon,
+  DaemonToController,
+  type IControllerToDaemon,
+  type IGuestOSMount,
+} from "../../proto/gen/proto.js";
+import { build, HARDWARE } from "../../src/guestos/image.ts";
+import { frame, Unframer } from "../../src/lib/frame.ts";
+import { Vm } from "../machine/qemu.ts";
+import {
+  ATTACKER,
+  type Attack,
+  type Ground,
+  type Guest,
+  type How,
+  type Inside,
+  PRELUDE,
+  verdict,
+} from "./attack.ts";
+import { fill } from "./guest.ts";
+
+const BAIT = "/data/bait";
+const CONTROL_SOCKET = "/run/socket/cml-control";
+const DISK_MIB = 512;
+const IDLE = ["/bin/sleep", "1000000"];
+
+export class Machine implements AsyncDisposable {
+  readonly vm: Vm;
+  #cmld = 0;
+  private constructor(
+    readonly folder: string,
+    disk: string,
+  ) {
+    this.vm = Vm.boot({ memory: 768, disks: [disk] });
+  }
+
+  /** Boot one with everything that the attacks need, up to core0. */
+  static async boot(guests: readonly Guest[]): Promise<Machine> {
+    const folder = mkdtempSync(join(tmpdir(), "escape-"));
+    try {
+      const from = join(folder, "guests");
+      mkdirSync(from);
+      for (const name of ["core0-1", "core0-1.conf"])
+        symlinkSync(resolve("out/guests", name), join(from, name));
+      for (const guest of guests) await guestOs(guest, from, folder);
+      const data = join(folder, "data");
+      const containers = guests.map(
+        ({ name, config }): SeedContainer => ({ name, guest_os: name, ...(config as object) }),
+      );
+      seed(join(data, "cml"), {
+        from,
+        guests: ["core0-1", ...guests.map(({ name }) => `${name}-1`)],
+        containers: [CORE0, ...containers],
+      });
+      mkdirSync(join(data, "bait"));
+      chmodSync(join(data, "bait"), 0o777);
+      const file = join(folder, "disk.img");
+      disk(file, DISK_MIB, data);
+      rmSync(data, { recursive: true });
+      const machine = new Machine(folder, file);
+      await machine.vm.sees("core0: BOOTING → RUNNING");
+      machine.#cmld = Number(/init: cmld: started, pid (\d+)/.exec(machine.vm.said)![1]);
+      return machine;
+    } catch (e) {
+      rmSync(folder, { recursive: true });
+      throw e;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.vm[Symbol.asyncDispose]();
+    rmSync(this.folder, { recursive: true });
+  }
+
+  /** cmld is the one that the machine has booted with. */
+  async unharmed(): Promise<boolean> {
+    return (await this.vm.ask("list", { path: "/proc" })).includes(String(this.#cmld));
+  }
+
+  async control(...argv: string[]): Promise<{ status: number | null; text: string }> {
+    const { status, stdout, stderr } = await this.vm.ask("run", { argv: ["/usr/sbin/control", ...argv] });
+    return { status, text: stdout + stderr };
+  }
+
+  readonly ground: Ground = {
+    bait: BAIT,
+    baited: () => this.vm.ask("list", { path: BAIT }),
+    start: (guest) => this.#start(guest),
+    ask: (command, fields) => this.ask(CONTROL_SOCKET, command, fields),
+    memory: async () => {
+      const status = await this.vm.ask("read", { path: `/proc/${this.#cmld}/status` });
+      return Number(/^RssAnon:\s+(\d+)/m.exec(status)![1]);
+    },
+  };
+
+  async #start(guest: Guest): Promise<Inside> {
+    const { status, text } = await this.control("start", guest.name);
+    if (status !== 0) throw new Error(text.trim());
+    return {
+      run: async (script, how = {}) => (await this.control(...words(guest, script, how))).text,
+      end: async () => {
+        await this.control("stop", guest.name);
+        await this.vm.sees(`${guest.name}: SHUTDOWN → STOPPED`);
+      },
+    };
+  }
+
+  /** One request on a socket of cmld's. */
+  async ask(
+    socket: string,
+    command: ControllerToDaemon.Command,
+    fields: Partial<IControllerToDaemon> = {},
+  ): Promise<DaemonToController> {
+    const send = Buffer.from(frame(ControllerToDaemon.encode({ command, ...fields }))).toString("base64");
+    const { received } = await this.vm.ask("exchange", { socket, send, frames: 1 });
+    const [message] = new Unframer().push(Buffer.from(received, "base64"));
+    if (!message) throw new Error("cmld has closed the connection");
+    return DaemonToController.decode(message);
+  }
+
+  /** How an attack ends here. */
+  async held(attack: Attack): Promise<string> {
+    const { attempt, guest = ATTACKER } = attack;
+    if (typeof attempt === "function") return verdict(await attempt(this.ground));
+    if (guest === ATTACKER) {
+      // Its container stays up from one attack to the next.
+      this.#attacker ??= await this.#start(guest);
+      return verdict(await this.#attacker.run(PRELUDE + attempt));
+    }
+    let c: Inside;
+    try {
+      c = await this.#start(guest);
+    } catch (e) {
+      return `held: refused: ${e instanceof Error ? e.message : e}`;
+    }
+    try {
+      return verdict(await c.run(PRELUDE + attempt));
+    } finally {
+      await c.end();
+    }
+  }
+  #attacker: Inside | undefined;
+}
+
+function words(guest: Guest, script: string, { user, cwd, pty, argv }: How): string[] {
+  return [
+    "run",
+    ...(user === undefined ? [] : ["--user", user]),
+    ...(cwd === undefined ? [] : ["--workdir", cwd]),
+    ...(pty ? [] : ["--no-tty"]),
+    guest.name,
+    ...(argv ?? ["/bin/sh", "-c", script]),
+  ];
+}
+
+async function guestOs(guest: Guest, out: string, folder: string): Promise<void> {
+  const tree = mkdtempSync(join(folder, "tree-"));
+  chmodSync(tree, 0o755);
+  fill(guest, tree, BAIT);
+  const [path, ...init_param] = guest.init ?? IDLE;
+  await build({
+    name: guest.name,
+    version: 1,
+    date: 1793491200, // 2026-11-01
+    hardware: HARDWARE.x86_64!,
+    from: tree,
+    out,
+    fs: "erofs",
+    root: guest.writable ? "shared_rw" : "shared",
+    compress: true,
+    allRoot: true,
+    force: true,
+    config: {
+      init_path: path!,
+      init_param,
+      init_env: ["PATH=/bin"],
+      mounts: (guest.mounts ?? []).map((m) => ({ def_size: 16, ...m })) as IGuestOSMount[],
+      description: { en: "attacker" },
+    },
+  });
+  rmSync(tree, { recursive: true });
+}
