@@ -586,6 +586,7 @@ export class Manager implements Daemon {
   async deviceAccess(known: Known, text: string): Promise<void> {
     const c = this.#managed(known);
     const { rule, allow } = parseDeviceAccess(text);
+    if (!c.process) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
     if (allow) devices.allow(c.uuid, rule, { by: "control" });
     else devices.deny(c.uuid, rule);
     this.#m.log.info(

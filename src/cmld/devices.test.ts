@@ -133,7 +133,7 @@ test("the program says what the list says", () => {
     minor: random(3) === 0 ? undefined : random(3),
     access: 1 + random(7),
   });
-  for (let round = 0; round < 300; round++) {
+  for (let round = 0; round < 100; round++) {
     const list = Array.from(
       { length: random(12) },
       (): Statement => ({ allow: random(3) > 0, rule: any(), by: "control" }),
@@ -146,12 +146,13 @@ test("the program says what the list says", () => {
         for (let minor = 0; minor < 3; minor++) {
           const granted = accessOf(list, { kind, major, minor });
           expect(accessOf(pruned, { kind, major, minor })).toBe(granted);
-          for (let access = 0; access < 8; access++) {
-            const want = access !== 0 && (access & ~granted) === 0 ? 1n : 0n;
-            const asked = { type: kind === "b" ? 1 : 2, access, major, minor };
-            expect(judgeDevice(code, asked)).toBe(want);
-            expect(judgeDevice(prunedCode, asked)).toBe(want);
-          }
+          const said = Array.from({ length: 8 }, (_, access) =>
+            [code, prunedCode].map((c) =>
+              judgeDevice(c, { type: kind === "b" ? 1 : 2, access, major, minor }),
+            ),
+          );
+          const want = said.map((_, access) => (access !== 0 && (access & ~granted) === 0 ? 1 : 0));
+          expect(said).toEqual(want.map((w) => [w, w]));
         }
   }
 });

@@ -164,11 +164,19 @@ export function accessOf(list: readonly Statement[], device: Device): number {
 }
 
 /** The same as a program for the kernel's device controller, which asks with struct bpf_cgroup_dev_ctx: the wanted
- * access and the type, major, minor. */
+ * access and the type, major, minor. It is a table, major and then minor number, with a mask of access at each place:
+ * the verifier tries every path through a program, and here they never meet again. */
 export function program(list: readonly Statement[]): bpf.Instruction[] {
   const [RESULT, CONTEXT, TYPE, WANTED, MAJOR, MINOR] = [0, 1, 2, 3, 4, 5];
-  const [BLOCK, CHARACTER] = [1, 2]; // linux/bpf.h, BPF_DEVCG_DEV_*
+  const BLOCK = 1; // linux/bpf.h, BPF_DEVCG_DEV_*
   const end = (verdict: 0 | 1): bpf.Instruction[] => [bpf.set(RESULT, verdict), bpf.exit];
+  const within = (mask: number): bpf.Instruction[] =>
+    mask === 0 ? end(0) : [bpf.and(WANTED, ~mask & ALL), bpf.ifNotEqual(WANTED, 0, 2), ...end(1), ...end(0)];
+  const leaf = ([block, character]: readonly [number, number]): bpf.Instruction[] => {
+    const [yes, no] = [within(block), within(character)];
+    return block === character ? yes : [bpf.ifNotEqual(TYPE, BLOCK, yes.length), ...yes, ...no];
+  };
+
   const code: bpf.Instruction[] = [
     bpf.load32(TYPE, CONTEXT, 0),
     bpf.move(WANTED, TYPE),
@@ -179,23 +187,22 @@ export function program(list: readonly Statement[]): bpf.Instruction[] {
     bpf.ifNotEqual(WANTED, 0, 2),
     ...end(0),
   ];
-  for (const { allow, rule } of list.toReversed()) {
-    const act = allow
-      ? [bpf.and(WANTED, ~rule.access), bpf.ifNotEqual(WANTED, 0, 2), ...end(1)]
-      : [bpf.move(RESULT, WANTED), bpf.and(RESULT, rule.access), bpf.ifEqual(RESULT, 0, 2), ...end(0)];
-    code.push(...guarded(rule, act));
+  for (const [major, about] of Map.groupBy(list, (s) => s.rule.major)) {
+    const masks = (minor: number) =>
+      [accessOf(about, { kind: "b", major, minor }), accessOf(about, { kind: "c", major, minor })] as const;
+    const others = masks(-1); // minors that no rule names
+    const body: bpf.Instruction[] = [];
+    for (const minor of new Set(about.flatMap((s) => s.rule.minor ?? []))) {
+      const own = masks(minor);
+      if (own[0] === others[0] && own[1] === others[1]) continue;
+      const verdict = leaf(own);
+      body.push(bpf.ifNotEqual(MINOR, minor, verdict.length), ...verdict);
+    }
+    body.push(...leaf(others));
+    code.push(bpf.ifNotEqual(MAJOR, major, body.length), ...body);
   }
   code.push(...end(0));
   return code;
-
-  /** Do `act` for the rule's devices. */
-  function guarded(rule: DeviceRule, act: readonly bpf.Instruction[]): bpf.Instruction[] {
-    const tests: (readonly [register: number, value: number])[] = [[MAJOR, rule.major]];
-    if (rule.minor !== undefined) tests.push([MINOR, rule.minor]);
-    if (rule.kind !== "a") tests.push([TYPE, rule.kind === "b" ? BLOCK : CHARACTER]);
-    const length = tests.length + act.length;
-    return [...tests.map(([register, value], i) => bpf.ifNotEqual(register, value, length - i - 1)), ...act];
-  }
 }
 
 // --- who stands in whose way -----------------------------------------------------------

@@ -7,10 +7,22 @@ import { expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import * as proto from "../../proto/gen/proto.js";
 import { counts } from "../../test/counts.ts";
+import { judgeDevice } from "../../test/extended.ts";
 import { FRAME_MAX_GUEST, frame, Unframer } from "../lib/frame.ts";
 import { BadMessage, type MessageClass } from "../lib/protobuf.ts";
 import { BadText, parse, print } from "../lib/text.ts";
 import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
+import {
+  accessOf,
+  amend,
+  BadRule,
+  DEFAULT,
+  parseDeviceAccess,
+  parseDeviceRule,
+  program,
+  type Statement,
+  showRule,
+} from "./devices.ts";
 
 const SEED = 20_261_121;
 /** One input may take so long, and a whole target hold so much more than before. */
@@ -65,7 +77,7 @@ function broken(chance: Chance, seeds: readonly Buffer[], words: readonly Buffer
   return bytes;
 }
 
-const OURS = [BadMessage, BadText, BadConfig];
+const OURS = [BadMessage, BadText, BadConfig, BadRule];
 
 /** Run a target on its inputs; says how many were accepted. */
 function fuzz(name: string, input: (chance: Chance) => Buffer, target: (bytes: Buffer) => void): void {
@@ -242,5 +254,46 @@ fuzz(
         failure = e;
       }
     throw failure;
+  },
+);
+
+// --- device rules ----------------------------------------------------------------------
+
+const ruleSeeds = [
+  "c 4:1 rwm\nc 4:1 r\nc 4:1",
+  "b 8:* rwm\nb 8:0\nb 8:0 r",
+  "c 189:* rwm\nc 189:3 rwm\nc 189:3",
+  "a 10:235 m\nc 10:235 rw\nb 10:235",
+  "c 1:3\nc 136:* r\nc 5:2 w",
+].map((text) => Buffer.from(text));
+const ruleWords =
+  "a b c * : rwm r w m - 0 1 4 10 4095 4096 1048575 1048576 9999999999 \n \t c\u00a04:1".split(" ");
+
+fuzz(
+  "device rules",
+  (chance) =>
+    broken(
+      chance,
+      ruleSeeds,
+      [" ", "\n", ...ruleWords].map((w) => Buffer.from(w)),
+    ),
+  (bytes) => {
+    let list: readonly Statement[] = DEFAULT;
+    for (const line of bytes.toString("utf8").split("\n").slice(0, 20)) {
+      const { rule, allow } = parseDeviceAccess(line);
+      if (showRule(parseDeviceRule(showRule(rule))) !== showRule(rule)) throw new Error("not the same again");
+      list = amend(list, { allow, rule, by: "control" });
+    }
+    const code = program(list);
+    for (const { rule } of list.slice(-2))
+      for (const kind of ["b", "c"] as const) {
+        const device = { kind, major: rule.major, minor: rule.minor ?? 7 };
+        const granted = accessOf(list, device);
+        for (let access = 1; access < 8; access++) {
+          const asked = { type: kind === "b" ? 1 : 2, access, major: device.major, minor: device.minor };
+          if (judgeDevice(code, asked) !== ((access & ~granted) === 0 ? 1 : 0))
+            throw new Error(`${showRule({ ...device, access })}: the program says otherwise`);
+        }
+      }
   },
 );

@@ -20,7 +20,7 @@ export interface Instruction {
 const [LDX, JMP, ALU64] = [0x61, 0x05, 0x07];
 const FROM_REGISTER = 0x08;
 const [AND, RSH, MOV] = [0x50, 0x70, 0xb0];
-const [JEQ, JNE, EXIT] = [0x10, 0x50, 0x90];
+const [JNE, EXIT] = [0x50, 0x90];
 
 const insn = (code: number, to: number, from: number, offset: number, value: number): Instruction => ({
   code,
@@ -37,9 +37,7 @@ export const move = (to: number, from: number): Instruction =>
 export const set = (to: number, value: number): Instruction => insn(ALU64 | MOV, to, 0, 0, value);
 export const and = (to: number, value: number): Instruction => insn(ALU64 | AND, to, 0, 0, value);
 export const shiftRight = (to: number, value: number): Instruction => insn(ALU64 | RSH, to, 0, 0, value);
-/** Skip `offset` instructions if … */
-export const ifEqual = (to: number, value: number, offset: number): Instruction =>
-  insn(JMP | JEQ, to, 0, offset, value);
+/** Skip `offset` instructions if it has another value. */
 export const ifNotEqual = (to: number, value: number, offset: number): Instruction =>
   insn(JMP | JNE, to, 0, offset, value);
 export const exit: Instruction = insn(JMP | EXIT, 0, 0, 0, 0);

@@ -14,6 +14,7 @@ export interface Task {
   readonly uuid: string;
   readonly mounts: ConstructorParameters<typeof Array>[0];
   readonly init: readonly string[];
+  readonly config?: Record<string, unknown>;
   /** Die when the child is at this call. */
   readonly op?: number;
   /** Die at this hook, before or after it has done its work. */
@@ -45,6 +46,7 @@ if (import.meta.main) {
     uuid: task.uuid,
     mounts: task.mounts as never,
     init: task.init,
+    ...(task.config && { config: task.config }),
     modules: list,
   });
   try {

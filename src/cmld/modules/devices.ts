@@ -143,15 +143,15 @@ function programFor(list: readonly Statement[]): Fd {
 const closing = (rule: DeviceRule): Statement => ({ allow: false, rule, by: "default" });
 
 /** What holds: what was granted, less what is closed. */
-const inForce = (l: Live, list = l.list): Statement[] => [
-  ...list,
+const inForce = (l: Live): Statement[] => [
+  ...l.list,
   ...l.closed.map(closing),
   ...[...reservations].filter((r) => r.owner !== l.start.uuid).map((r) => closing(r.rule)),
 ];
 
-function enforce(l: Live, list: readonly Statement[]): void {
+function enforce(l: Live): void {
   using group = new Fd(now(openat(AT_FDCWD, groupOf(l.start), O_RDONLY | O_DIRECTORY)));
-  attach(group, programFor(inForce(l, list)));
+  attach(group, programFor(inForce(l)));
 }
 
 // --- the nodes -------------------------------------------------------------------------
@@ -193,14 +193,12 @@ function make(l: Live, dev: Fd, node: Node): void {
   }
 }
 
-function furnish(l: Live, next: ReadonlyMap<string, Node>): void {
-  const { dev } = l;
-  const before = l.nodes;
-  l.nodes = next;
-  keep(l); // before the nodes change: the next cmld looks after those that are written down
-  if (!dev) return;
-  for (const node of before.values()) if (!same(next.get(node.path), node)) removeNode(dev, node);
-  for (const node of next.values()) if (!same(before.get(node.path), node)) make(l, dev, node);
+/** Make its /dev what it should be: `before` are nodes that may be there. */
+function furnish(l: Live, before: ReadonlyMap<string, Node>): void {
+  const { dev, nodes } = l;
+  if (!dev?.open) return; // it is ending
+  for (const node of before.values()) if (!same(nodes.get(node.path), node)) removeNode(dev, node);
+  for (const node of nodes.values()) if (!same(before.get(node.path), node)) make(l, dev, node);
 }
 
 const same = (a: Device | undefined, b: Device): boolean =>
@@ -225,10 +223,10 @@ interface Kept {
 
 const fileOf = (s: Pick<Start, "host" | "uuid">): string => join(s.host.run, "devices", s.uuid);
 
-function keep(l: Live): void {
-  if (!l.kept || !l.dev) return;
+function keep(l: Live, nodes: ReadonlyMap<string, Node>): void {
+  if (!l.kept || !l.dev?.open) return;
   const path = fileOf(l.start);
-  const state: Kept = { list: l.list, nodes: [...l.nodes.values()], dev: fstatSync(l.dev.n).dev };
+  const state: Kept = { list: l.list, nodes: [...nodes.values()], dev: fstatSync(l.dev.n).dev };
   writeFileSync(`${path}.new`, JSON.stringify(state), { mode: 0o600 });
   renameSync(`${path}.new`, path);
 }
@@ -256,12 +254,13 @@ function adopt(s: Start, p: Process): void {
   const kept = read(s);
   const l = begin(s, kept?.list ?? configured(s));
   l.kept = true;
-  enforce(l, l.list);
+  enforce(l);
   if (!kept) return;
-  l.nodes = new Map(kept.nodes.map((n) => [n.path, n]));
   l.dev = s.owned.use(devOf(p, kept.dev));
+  l.nodes = wanted(l);
+  for (const node of kept.nodes) if (!same(l.nodes.get(node.path), node)) removeNode(l.dev, node);
   for (const node of l.nodes.values()) make(l, l.dev, node);
-  furnish(l, wanted(l));
+  keep(l, l.nodes);
 }
 
 // --- the life of a container -----------------------------------------------------------
@@ -308,7 +307,7 @@ export const devices: Module = {
       if (own.length > 0)
         s.log(`${field}: ${showRule(rule)}: the machine's own stay closed: ${own.map(showRule).join(", ")}`);
     }
-    enforce(l, l.list);
+    enforce(l);
   },
   attach(s) {
     const l = live.get(s.uuid)!;
@@ -316,7 +315,7 @@ export const devices: Module = {
     mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
     l.kept = true;
     s.owned.acquire({ kind: "file", path: `${path}.new` }, () => {});
-    s.owned.acquire({ kind: "file", path }, () => keep(l));
+    s.owned.acquire({ kind: "file", path }, () => keep(l, l.nodes));
   },
   started(s, p) {
     if (!live.has(s.uuid)) adopt(s, p);
@@ -331,11 +330,20 @@ const need = (uuid: string): Live => {
   return l;
 };
 
-/** The list, the kernel's program and the nodes follow each other; what the kernel refuses changes nothing. */
+/** First it is written down, then it is in force, then the nodes follow; what is refused changes nothing. */
 function change(l: Live, list: readonly Statement[]): void {
-  enforce(l, list);
+  const before = { list: l.list, nodes: l.nodes };
   l.list = list;
-  furnish(l, wanted(l));
+  l.nodes = wanted(l);
+  try {
+    keep(l, new Map([...before.nodes, ...l.nodes])); // the next cmld looks after all of them
+    enforce(l);
+  } catch (e) {
+    Object.assign(l, before);
+    keep(l, l.nodes);
+    throw e;
+  }
+  furnish(l, before.nodes);
 }
 
 /** Grant the devices of a rule; refused if that takes them from somebody, or if they are the machine's own. */
@@ -403,27 +411,26 @@ export function accessFor(uuid: string, device: Device): number {
 /** A device is there that was not before: its node appears in every container that may use it, which are returned. */
 export function appeared(device: Device): string[] {
   const node = nodeOf(device);
-  return concerned(device, (l) => {
-    if (node && l.nodes.size < NODES_MAX) furnish(l, new Map(l.nodes).set(node.path, node));
-  });
+  return inAll(device, ({ nodes }) =>
+    node && nodes.size < NODES_MAX ? new Map(nodes).set(node.path, node) : nodes,
+  );
 }
 
 /** A device is gone, and so are its nodes, in the containers that are returned. */
 export const vanished = (device: Device): string[] =>
-  concerned(device, (l) => {
-    furnish(l, new Map([...l.nodes].filter(([, n]) => !same(n, device))));
-  });
+  inAll(device, ({ nodes }) => new Map([...nodes].filter(([, n]) => !same(n, device))));
 
-function concerned(device: Device, act: (l: Live) => void): string[] {
-  const found: string[] = [];
-  for (const l of live.values()) {
-    if (!usable(inForce(l), device)) continue;
-    found.push(l.start.uuid);
+function inAll(device: Device, look: (l: Live) => ReadonlyMap<string, Node>): string[] {
+  const concerned = [...live.values()].filter((l) => usable(inForce(l), device));
+  for (const l of concerned) {
+    const before = l.nodes;
+    l.nodes = look(l);
     try {
-      act(l);
+      keep(l, new Map([...before, ...l.nodes]));
     } catch (e) {
       l.start.log(chain(e));
     }
+    furnish(l, before);
   }
-  return found;
+  return concerned.map((l) => l.start.uuid);
 }
