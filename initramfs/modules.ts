@@ -12,7 +12,7 @@ export const FIRST = ["loop", "squashfs"];
 export const CORE = [
   ["crc32c_generic", "crc32c-intel", "libcrc32c", "ext4", "erofs", "overlay"],
   ["veth", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat"],
-  ["nft_reject_inet", "nft_fib_inet", "sch_fq_codel"],
+  ["nft_reject_inet", "nft_fib_inet", "nft_fwd_netdev", "sch_fq_codel"],
 ].flat();
 
 /** Then, beside it, what other guests may use: volumes, links, their firewalls; and the power button. */

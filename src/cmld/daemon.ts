@@ -187,12 +187,6 @@ export class Manager implements Daemon {
     return container.adopt(ledger, running, { config: os.config, directory: os.folder });
   }
 
-  /** core0's init, whose network namespace the others' links end in. */
-  router(): { readonly pid: number; readonly uidStart: number } | undefined {
-    const core0 = this.#m.host.hosted ? undefined : this.#all.get(C0);
-    return core0?.pid === undefined ? undefined : { pid: core0.pid, uidStart: core0.uidStart };
-  }
-
   /** On a device: core0, and after it those that want it. */
   async begin(): Promise<void> {
     if (this.#m.host.hosted) return;

@@ -13,6 +13,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
+import { noNetwork } from "../../test/network.ts";
 import { recorded } from "../../test/replay.ts";
 import { print } from "../lib/text.ts";
 import { Journal } from "../sys/journal.ts";
@@ -73,7 +74,6 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
     run: join(base, "run"),
     cgroup: "/nonexistent",
     controllers: new Set(),
-    router: () => undefined,
     claims: () => [],
     warnOnce: () => {},
   };
@@ -90,12 +90,7 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
     },
     log: new Journal({ name: LOG_NAME, directory: logs }),
     exec,
-    network: {
-      interfaces: () => [],
-      assign: async () => {},
-      unassign: async () => {},
-      vnets: () => undefined,
-    },
+    network: noNetwork,
     taken: [],
     end: () => {},
   });

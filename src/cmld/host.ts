@@ -15,7 +15,6 @@ export interface Places {
   /** A group that somebody else has made for the containers, as /proc/self/cgroup would name it. */
   readonly cgroup?: string;
   readonly device: DeviceConfig;
-  readonly router: Host["router"];
   readonly claims?: Host["claims"];
   warn(line: string): void;
 }
@@ -67,7 +66,6 @@ export function openHost(places: Places): Host {
     logs: places.logs,
     cgroup: containers,
     controllers: usable,
-    router: places.router,
     claims: places.claims ?? (() => []),
     warnOnce(line) {
       if (said.has(line)) return;

@@ -23,7 +23,7 @@ import { kill, openProcess, SIGKILL } from "../sys/process.ts";
 import { type NetworkResource, networkReleases } from "./router.ts";
 
 /** Grows when an entry changes its meaning: an older cmld refuses a newer ledger with a sentence. */
-export const LEDGER_VERSION = 1;
+export const LEDGER_VERSION = 2;
 
 /** How a thing outside our own descriptors is found again. Releasing what is not there is no error. */
 export type Resource =

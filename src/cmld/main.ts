@@ -178,7 +178,6 @@ async function run(at: Places, debug: boolean): Promise<number> {
     logs: at.logs,
     ...(at.cgroup !== undefined && { cgroup: at.cgroup }),
     device,
-    router: () => manager.router(),
     claims: () => manager.claims(),
     warn: (line) => log.warn(line),
   });

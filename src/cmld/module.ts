@@ -27,8 +27,6 @@ export interface Host {
   readonly claims: () => Iterable<Holder>;
   /** A line of the log that is said once in this daemon's life. */
   warnOnce(line: string): void;
-  /** The container's network ends live in this process' network namespace: core0's init, or undefined for ours. */
-  readonly router: () => { readonly pid: number; readonly uidStart: number } | undefined;
 }
 
 /** One start of one container. */

@@ -1,13 +1,16 @@
-// The network around the containers. Each has links of its own, the other ends of which lie in the router: core0's
-// network namespace on a device, ours in hosted mode. The router forwards and translates addresses; it has one
-// table of rules that names no container: our ends are in a device group, so a new container needs no new rule.
-// Physical links belong to core0 unless a container claims them.
+// The network around the containers. Each has links of its own, which lead to the router: core0's network namespace on
+// a device, ours in hosted mode. The router forwards and translates addresses; it has one table of rules that names no
+// container: links of containers are in a device group, so a new container needs no new rule.
 //
-// What is in core0's network namespace can be changed by root of core0. The table in our own namespace can't.
+// What is in core0's network namespace can be changed by root of core0. So a container's link does not end there: it
+// ends in our namespace, at a fence (fences.ts), and what the fence lets through goes on to core0 by a second pair of
+// links. When core0 restarts, only the second pair is made again; a container keeps what it has.
+//
+// Physical links belong to core0 unless a container claims them.
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { aside, Carriers, netlinkIn, netnsOf, sysctlIn, type Where } from "../run/netns.ts";
-import { chain, ENODEV } from "../sys/error.ts";
+import { chain, EEXIST, ENODEV, ENOENT, isErrno } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
 import {
   addAddress,
@@ -35,43 +38,29 @@ import {
   NETLINK_ROUTE,
   type Netlink,
 } from "../sys/netlink.ts";
-import {
-  accept,
-  ctDnat,
-  ctState,
-  drop,
-  exists,
-  forged,
-  icmpType,
-  iifgroup,
-  masquerade,
-  nfproto,
-  not,
-  oifgroup,
-  remove,
-  replace,
-  type Table,
-} from "../sys/nft.ts";
+import { exists, removal, remove, replace, replacement } from "../sys/nft.ts";
 import { moveRadio } from "../sys/nl80211.ts";
 import { type ContainerConfig, isInterface, parseMac } from "./config.ts";
+import { fence, fenceOf, GROUP, ROUTER, routerRules } from "./fences.ts";
 import type { Owned } from "./ledger.ts";
 import type { Host, Start } from "./module.ts";
 
-/** The device group of every link end that is ours in a router: "cml". */
-const GROUP = 0x636d6c;
 /** Subnets 172.23.0.0/24 to 172.23.254.0/24, one for each pair of links. */
 const SUBNETS = 255;
 const ARPHRD_ETHER = 1; // linux/if_arp.h
 
 type VnetConfig = ContainerConfig["vnet_configs"][number];
 
-/** A pair of links: `name` in the router, `inside` in the container; 172.23.<subnet>.1 and .2. */
+/** A link between the router, where it is called `name`, and a container, where it is `inside`; 172.23.<subnet>.1 and
+ * .2. */
 export interface Veth {
   readonly kind: "veth";
   readonly subnet: number;
   readonly name: string;
   readonly inside: string;
   readonly mac: string;
+  /** Of every other end of it: by this we know it again. */
+  readonly gatewayMac: string;
   readonly configure: boolean;
 }
 
@@ -114,9 +103,11 @@ interface Guest {
   readonly netns: Fd;
   /** core0's namespace as a router. */
   readonly place: Place | undefined;
-  readonly veths: readonly Veth[];
-  /** We have made its links. */
-  made: boolean;
+  veths: readonly Veth[];
+  /** core0's namespace that its links lead to by now. */
+  joined: Place | undefined;
+  /** One after the other leads them there. */
+  joining: Promise<void>;
   nics: Nic[];
   /** Names and addresses of links that are to come to it when they appear. */
   readonly claims: Set<string>;
@@ -129,6 +120,7 @@ export type Newcomer = Pick<Start, "uuid" | "name" | "isC0" | "config" | "owned"
   readonly host: Pick<Host, "hosted" | "run">;
 };
 
+/** Whose each subnet is: the link's gatewayMac. */
 const subnets = new Map<number, string>();
 const guests = new Map<string, Guest>();
 let ours: Place | undefined;
@@ -150,15 +142,21 @@ const here = (): Place => {
 /** A socket of its own for what is done aside. */
 const routeIn = (where: Where): Netlink => netlinkIn(where, NETLINK_ROUTE)[0]!;
 const core0 = (): Guest | undefined => [...guests.values()].find((g) => g.isC0);
-/** Where the other ends of a container's links belong; undefined while core0 is down. */
-const routerOf = (g: { isC0: boolean; hosted: boolean }): Place | undefined =>
-  g.isC0 || g.hosted ? here() : core0()?.place;
 
-/** The indexes of a pair's ends, each in its namespace: chosen by us, so that all of connect() is known beforehand;
- * far from the small numbers that the kernel gives. They differ: only then does the kernel's link watcher take note of
- * the carrier at once, else within a second (linkwatch_urgent_event() of Linux). */
-const outerIndex = (v: Veth): number => 20_000 + v.subnet;
+/** The indexes of the ends, each in its namespace: chosen by us, so that all of connect() is known beforehand; far
+ * from the small numbers that the kernel gives. Those of a pair differ: only then does the kernel's link watcher take
+ * note of the carrier at once, else within a second (linkwatch_urgent_event() of Linux). */
 const innerIndex = (v: Veth): number => 10_000 + v.subnet;
+/** Our end of the container's link; core0's end of the pair that leads there. */
+const outerIndex = (v: { readonly subnet: number }): number => 20_000 + v.subnet;
+/** Our end of the pair that leads to core0. */
+const onwardIndex = (v: Veth): number => 30_000 + v.subnet;
+/** Their names with us, where we are not the router. */
+const outerName = (v: Veth): string => `c_${v.subnet}`;
+const onwardName = (v: Veth): string => `r_${v.subnet}`;
+/** Does it lead on to core0? */
+const leadsOn = (g: { isC0: boolean; hosted: boolean }): boolean => !g.isC0 && !g.hosted;
+
 const gateway = (v: Veth): string => `172.23.${v.subnet}.1`;
 const guestAddress = (v: Veth): string => `172.23.${v.subnet}.2`;
 
@@ -181,8 +179,11 @@ function checkName(name: string): string {
   return name;
 }
 
+/** One whose links nobody has: another cmld may share our network namespace. */
 function freeSubnet(): number {
-  for (let i = 0; i < SUBNETS; i++) if (!subnets.has(i) && !linkExists(`r_${i}`)) return i;
+  const taken = (i: number): boolean =>
+    subnets.has(i) || linkExists(outerIndex({ subnet: i })) || linkExists(`r_${i}`) || linkExists(`c_${i}`);
+  for (let i = 0; i < SUBNETS; i++) if (!taken(i)) return i;
   throw new Error(`all ${SUBNETS} subnets are in use`);
 }
 
@@ -208,10 +209,11 @@ export function plan(s: Newcomer): Veth[] {
       name: checkName(w.if_rootns_name || `r_${subnet}`),
       inside: checkName(w.if_name),
       mac: usableMac(w.if_mac),
+      gatewayMac: usableMac(""),
       configure: w.configure,
     };
     if (veths.some((v) => v.inside === veth.inside)) throw new Error(`two links named ${veth.inside}`);
-    s.owned.acquire(veth, () => subnets.set(subnet, s.uuid));
+    s.owned.acquire(veth, () => subnets.set(subnet, veth.gatewayMac));
     veths.push(veth);
   }
   return veths;
@@ -229,73 +231,25 @@ export function vnets(uuid: string): VnetConfig[] | undefined {
 
 // --- rules -------------------------------------------------------------------
 
-const TABLE = { family: "inet", name: "cml" } as const;
-
-/** The rules of a router. `closed`: containers reach no service of its own (ours; core0 decides for itself). */
-export function rules(closed: boolean): Table {
-  const fromGuest = iifgroup(GROUP);
-  const toGuest = oifgroup(GROUP);
-  return {
-    ...TABLE,
-    chains: [
-      {
-        name: "prerouting",
-        type: "filter",
-        hook: "prerouting",
-        priority: "raw",
-        policy: "accept",
-        rules: [
-          [fromGuest, nfproto("ipv6"), drop], // docs/decisions/network.md
-          [fromGuest, forged, drop],
-        ],
-      },
-      {
-        name: "input",
-        type: "filter",
-        hook: "input",
-        priority: "filter",
-        policy: "accept",
-        rules: closed
-          ? [
-              [fromGuest, ctState("established", "related"), accept],
-              [fromGuest, icmpType("echo-request"), accept],
-              [fromGuest, drop],
-            ]
-          : [],
-      },
-      {
-        name: "forward",
-        type: "filter",
-        hook: "forward",
-        priority: "filter",
-        policy: "accept",
-        rules: [
-          [fromGuest, toGuest, drop], // not each other, not the CML
-          [fromGuest, accept],
-          [toGuest, ctState("established", "related"), accept],
-          [toGuest, ctDnat, accept], // a port that the router's administrator published
-          [toGuest, drop],
-        ],
-      },
-      {
-        name: "postrouting",
-        type: "nat",
-        hook: "postrouting",
-        priority: "srcnat",
-        policy: "accept",
-        rules: [[fromGuest, not(toGuest), masquerade]],
-      },
-    ],
-  };
-}
+/** As the fence of `v` is to be now. */
+const fenceNow = (g: Guest, v: Veth) =>
+  fence(
+    { ...v, addresses: v.configure ? { guest: guestAddress(v), gateway: gateway(v) } : undefined },
+    { name: leadsOn(g) ? outerName(v) : v.name, index: outerIndex(v) },
+    leadsOn(g) ? g.joined && { name: onwardName(v), index: onwardIndex(v) } : "here",
+  );
+/** core0's own link needs none: we are at its other end ourselves. */
+const fencesOf = (g: Guest) => (g.isC0 ? [] : g.veths.map((v) => fenceNow(g, v)));
 
 const FORWARD = "/proc/sys/net/ipv4/ip_forward";
 
 /** Our own namespace: closed to containers, and in hosted mode the router. */
 function ruleOurs(host: Newcomer["host"]): void {
   const p = here();
-  if (p.ruled && exists(p.filter, TABLE)) return; // a firewall that is loaded again flushes everything
-  replace(p.filter, rules(true));
+  if (p.ruled && exists(p.filter, ROUTER)) return;
+  replace(p.filter, routerRules(true));
+  // A firewall that is loaded again flushes everything.
+  if (p.ruled) for (const g of guests.values()) for (const f of fencesOf(g)) replace(p.filter, f);
   if (host.hosted) {
     const before = readFileSync(FORWARD, "utf8").trim();
     if (before !== "1") {
@@ -306,10 +260,11 @@ function ruleOurs(host: Newcomer["host"]): void {
   p.ruled = true;
 }
 
-/** Take back what we did to our own namespace. For the end of a cmld that leaves no container behind. */
+/** Take back what we did to our own namespace. For the end of a cmld that leaves no container behind, here or with
+ * another cmld. */
 export function leave(host: Newcomer["host"]): void {
-  if (guests.size > 0) return;
-  remove(here().filter, TABLE);
+  if (guests.size > 0 || links(here().route).some((l) => l.group === GROUP)) return;
+  remove(here().filter, ROUTER);
   here().ruled = false;
   const saved = join(host.run, "ip_forward");
   if (!existsSync(saved)) return;
@@ -323,12 +278,13 @@ export function leave(host: Newcomer["host"]): void {
 export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[]): Promise<void> {
   const g = enter(s, pid, veths);
   if (g.place) {
-    replace(g.place.filter, rules(false));
+    replace(g.place.filter, routerRules(false));
     sysctlIn(g.netns, "ipv4/ip_forward", "1");
   }
   if (veths.length > 0) {
     ruleOurs(s.host);
     await connect(g);
+    await leadOn(g);
   }
   if (g.isC0) return await inTurn(() => lendFree(g));
   for (const { netif, mac_filter } of s.config.net_ifaces) {
@@ -339,11 +295,14 @@ export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[
 
 /** A container of an earlier cmld: what it has is in its ledger. */
 export async function adopt(s: Newcomer, pid: number): Promise<void> {
-  const veths = s.owned.all("veth");
-  for (const v of veths) subnets.set(v.subnet, s.uuid);
+  // Of a link that was just being given another number both may be there: the last one counts.
+  const veths = [...new Map(s.owned.all("veth").map((v) => [v.inside, v])).values()];
+  for (const v of veths) subnets.set(v.subnet, v.gatewayMac);
   if (veths.length > 0) ruleOurs(s.host);
   const g = enter(s, pid, veths);
-  if (g.place) replace(g.place.filter, rules(false));
+  if (g.place) replace(g.place.filter, routerRules(false));
+  if (leadsOn(g)) g.joined = alreadyJoined(g);
+  for (const f of fencesOf(g)) replace(here().filter, f);
   const nics = s.owned.all("nic");
   if (nics.length > 0) {
     const inside = inNetns(g, (n) => links(n));
@@ -384,7 +343,8 @@ function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
     netns,
     place: router,
     veths,
-    made: false,
+    joined: undefined,
+    joining: Promise.resolve(),
     nics: [],
     claims: new Set(s.config.net_ifaces.filter((n) => n.mac_filter.length === 0).map((n) => n.netif)),
     owned,
@@ -401,33 +361,74 @@ function inNetns<T>(g: Guest, use: (n: Netlink) => T): T {
   return use(n);
 }
 
-/** Make the container's links. The router's side is complete before the container's, and we wait until it can send:
- * when the container runs, its gateway answers. */
+/** Its number has become somebody else's: another cmld was faster. */
+function renumber(g: Guest, v: Veth): Veth {
+  const subnet = freeSubnet();
+  const veth = { ...v, subnet, name: v.name === `r_${v.subnet}` ? `r_${subnet}` : v.name };
+  g.owned.acquire(veth, () => subnets.set(subnet, veth.gatewayMac));
+  g.owned.forget(v);
+  subnets.delete(v.subnet);
+  return veth;
+}
+
+/** Make the pairs whose other ends are in the container: nobody has their names and numbers, or they get others. */
+async function makePairs(g: Guest, route: Netlink): Promise<void> {
+  const group = g.isC0 ? { group: GROUP } : {}; // both ends of core0's link are in a router
+  const add = (v: Veth): Message =>
+    addVeth(
+      {
+        name: leadsOn(g) ? outerName(v) : v.name,
+        index: outerIndex(v),
+        group: GROUP,
+        mac: v.gatewayMac,
+      },
+      { name: v.inside, index: innerIndex(v), netns: g.netns.n, mac: v.mac, ...group },
+    );
+  for (let missing = g.veths; missing.length > 0; ) {
+    try {
+      await aside({ on: route, messages: missing.map(add) });
+      return;
+    } catch (e) {
+      if (!isErrno(e, EEXIST)) throw e;
+      const all = links(route);
+      const made = new Set(all.map((l) => l.mac));
+      const taken = new Set([...all.map((l) => l.index), ...all.map((l) => l.name)]);
+      const lost = (v: Veth): boolean => taken.has(outerIndex(v)) || taken.has(`r_${v.subnet}`);
+      missing = g.veths.filter((v) => !made.has(v.gatewayMac));
+      if (!missing.some(lost)) throw e;
+      g.veths = g.veths.map((v) => (missing.includes(v) && lost(v) ? renumber(g, v) : v));
+      missing = g.veths.filter((v) => !made.has(v.gatewayMac));
+    }
+  }
+}
+
+const ipv6 = (): boolean => existsSync("/proc/sys/net/ipv6");
+/** A link that is used by us alone, or for IPv4 only. */
+const raise = (index: number): Message[] => [...(ipv6() ? [withoutIpv6(index)] : []), upLink(index)];
+/** The router's end of a link, ready for use. */
+const routerEnd = (v: Veth): Message[] => [
+  ...(ipv6() ? [withoutIpv6(outerIndex(v))] : []),
+  addAddress(outerIndex(v), gateway(v), 24),
+  upLink(outerIndex(v)),
+];
+
+/** Make the container's links. Our side is complete, with its fence, before the container's, and we wait until it can
+ * send: when the container runs, its gateway answers. */
 async function connect(g: Guest): Promise<void> {
-  const router = routerOf(g);
-  if (!router) return; // routerChanged() comes back to it
-  using route = routeIn(router.where);
+  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
+  using route = ours;
+  using filter = ourFilter;
   using inside = routeIn(g.netns);
-  using carriers = new Carriers(router.where);
-  const ipv6 = existsSync("/proc/sys/net/ipv6");
+  using carriers = new Carriers(undefined);
+  await makePairs(g, route);
   const usable = g.veths.filter((v) => v.configure);
   const first = g.veths[0]?.configure ? g.veths[0] : undefined;
-  const group = g.isC0 ? { group: GROUP } : {}; // both ends of core0's link are in a router
-  const [, , there] = await aside(
+  const answers = await aside(
+    ...fencesOf(g).map((f) => ({ on: filter, messages: replacement(f), atomic: true })),
     {
       on: route,
       messages: [
-        ...g.veths.map((v) =>
-          addVeth(
-            { name: v.name, index: outerIndex(v), group: GROUP },
-            { name: v.inside, index: innerIndex(v), netns: g.netns.n, mac: v.mac, ...group },
-          ),
-        ),
-        ...usable.flatMap((v) => [
-          ...(ipv6 ? [withoutIpv6(outerIndex(v))] : []),
-          addAddress(outerIndex(v), gateway(v), 24),
-          upLink(outerIndex(v)),
-        ]),
+        ...(leadsOn(g) ? g.veths.flatMap((v) => raise(outerIndex(v))) : usable.flatMap(routerEnd)),
         ...(first && g.isC0 ? [defaultRoute(outerIndex(first), guestAddress(first))] : []),
       ],
     },
@@ -441,33 +442,72 @@ async function connect(g: Guest): Promise<void> {
     { on: route, messages: usable.map((v) => getLink(outerIndex(v))) }, // asking makes Linux 6.8 and later take note
     { on: inside, messages: usable.map((v) => getLink(innerIndex(v))) },
   );
-  g.made = true;
-  carriers.note(there!.map(linkOf));
+  carriers.note(answers.at(-2)!.map(linkOf));
   await carriers.ready(usable.map(outerIndex));
 }
 
-/** core0 is up (again): connect the containers that have no links, whose other ends went with the old core0. */
-export async function routerChanged(): Promise<void> {
-  for (const g of guests.values()) {
-    const router = routerOf(g);
-    if (!router) continue;
-    try {
-      const there = links(router.route);
-      if (g.veths.every((v) => there.some((l) => l.name === v.name && l.group === GROUP))) continue;
-      await disconnect(g);
-      await connect(g);
-    } catch (e) {
-      g.log(`connecting to the router: ${chain(e)}`);
-    }
+/** Lead the container's links on to core0, if it is there. */
+function leadOn(g: Guest): Promise<void> {
+  g.joining = g.joining.catch(() => {}).then(() => leadOnNow(g));
+  return g.joining;
+}
+
+async function leadOnNow(g: Guest): Promise<void> {
+  const router = core0()?.place;
+  if (!leadsOn(g) || !router || g.joined === router || g.veths.length === 0) return; // routerChanged() comes back to it
+  try {
+    await leadTo(g, router);
+  } catch (e) {
+    if (core0()?.place === router) throw e; // else it has ended meanwhile
   }
 }
 
-/** The container's ends of links whose other ends are gone or going: the kernel takes its time. */
-async function disconnect(g: Guest): Promise<void> {
-  using inside = routeIn(g.netns);
-  const stale = links(inside).filter((l) => l.kind === "veth" && g.veths.some((v) => v.inside === l.name));
-  if (stale.length === 0) return;
-  await aside({ on: inside, messages: stale.map((l) => deleteLink(l.index)), tolerate: [ENODEV] });
+async function leadTo(g: Guest, router: Place): Promise<void> {
+  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
+  using route = ours;
+  using filter = ourFilter;
+  using theirs = routeIn(router.where);
+  using carriers = new Carriers(router.where);
+  // Those to a core0 that is gone: the kernel takes its time.
+  const old = g.veths.filter((v) => linkExists(onwardIndex(v))).map((v) => deleteLink(onwardIndex(v)));
+  if (old.length > 0) await aside({ on: route, messages: old, tolerate: [ENODEV] });
+  await aside({
+    on: route,
+    messages: g.veths.map((v) =>
+      addVeth(
+        { name: onwardName(v), index: onwardIndex(v), group: GROUP, mac: v.gatewayMac },
+        { name: v.name, index: outerIndex(v), netns: router.netns.n, mac: v.gatewayMac, group: GROUP },
+      ),
+    ),
+  });
+  g.joined = router;
+  const usable = g.veths.filter((v) => v.configure);
+  const answers = await aside(
+    ...fencesOf(g).map((f) => ({ on: filter, messages: replacement(f), atomic: true })),
+    { on: theirs, messages: usable.flatMap(routerEnd) },
+    { on: route, messages: g.veths.flatMap((v) => raise(onwardIndex(v))) },
+    { on: theirs, messages: usable.map((v) => getLink(outerIndex(v))) },
+  );
+  carriers.note(answers.at(-1)!.map(linkOf));
+  await carriers.ready(usable.map(outerIndex));
+}
+
+/** Where the links of a container that was adopted lead: an earlier cmld may have ended on the way. */
+function alreadyJoined(g: Guest): Place | undefined {
+  const router = core0()?.place;
+  if (!router) return undefined;
+  const up = (all: readonly Link[], index: number): boolean => all.some((l) => l.index === index && l.up);
+  const [theirs, ours] = [links(router.route), links(here().route)];
+  const whole = (v: Veth): boolean =>
+    up(ours, onwardIndex(v)) &&
+    theirs.some((l) => l.index === outerIndex(v) && l.mac === v.gatewayMac && (l.up || !v.configure));
+  return g.veths.every(whole) ? router : undefined;
+}
+
+/** core0 is up (again): lead the links of those there that lead nowhere, or to an earlier core0. */
+export async function routerChanged(): Promise<void> {
+  for (const g of [...guests.values()])
+    await leadOn(g).catch((e) => g.log(`connecting to the router: ${chain(e)}`));
 }
 
 // --- links that were there before us -------------------------------------------
@@ -707,14 +747,18 @@ export function interfaceTable(uuid: string): { link: Link; addresses: string[] 
 
 // --- release -------------------------------------------------------------------
 
-/** Delete our end in one namespace: only a link of our group is ours, unless we know that we made it. */
-async function deleteOurs(where: Where, v: Veth, made: boolean): Promise<void> {
-  using route = routeIn(where);
-  if (!made) {
-    const [answers] = await aside({ on: route, messages: [getLink(v.name)], tolerate: [ENODEV] });
-    if (!answers?.[0] || linkOf(answers[0]).group !== GROUP) return;
-  }
-  await aside({ on: route, messages: [deleteLink(v.name)], tolerate: [ENODEV] });
+/** Delete our ends of a link and its fence. Their numbers may be another cmld's by now: the address tells. */
+async function deleteVeth(v: Veth): Promise<void> {
+  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
+  using route = ours;
+  using filter = ourFilter;
+  const asked = [getLink(outerIndex(v)), getLink(onwardIndex(v))];
+  const [found] = await aside({ on: route, messages: asked, tolerate: [ENODEV] });
+  const ends = found!.map(linkOf).filter((l) => l.mac === v.gatewayMac);
+  await aside(
+    { on: route, messages: ends.map((l) => deleteLink(l.index)), tolerate: [ENODEV] },
+    { on: filter, messages: removal(fenceOf(v)), atomic: true, tolerate: [ENOENT] },
+  );
 }
 
 /** How the ledger releases what is ours. */
@@ -727,15 +771,8 @@ export const networkReleases = {
     g.netns.close();
   },
   async veth(r: Veth): Promise<void> {
-    const g = guests.get(subnets.get(r.subnet) ?? "");
-    const router = g?.made ? routerOf(g) : undefined;
-    if (router) await deleteOurs(router.where, r, true);
-    else if (!g?.made) {
-      await deleteOurs(undefined, r, false);
-      const c0 = core0();
-      if (c0 && c0 !== g) await deleteOurs(c0.netns, r, false);
-    } // else core0 is gone, and its ends with it
-    subnets.delete(r.subnet);
+    await deleteVeth(r);
+    if (subnets.get(r.subnet) === r.gatewayMac) subnets.delete(r.subnet);
   },
   nic: (r: Nic): Promise<void> =>
     inTurn(() => {

@@ -19,7 +19,7 @@ import {
   writeText,
 } from "../sys/calls.ts";
 import { Fd } from "../sys/fd.ts";
-import { type Link, linkOf, links, upLink } from "../sys/link.ts";
+import { type Link, linkOf, links } from "../sys/link.ts";
 import { type Message, NETLINK_ROUTE, Netlink, type Reply } from "../sys/netlink.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
@@ -70,21 +70,25 @@ export interface Errand {
   readonly on: Netlink;
   readonly messages: readonly Message[];
   readonly tolerate?: readonly number[];
+  /** They are a transaction (sys/nft.ts). */
+  readonly atomic?: boolean;
 }
 
-/** Netlink.do() by a child, errand after errand; what each was answered. For what makes the kernel wait: deleting a
+/** Netlink.do() by a child, errand after errand, whatever became of the one before; what each was answered. For what makes the kernel wait: deleting a
  * link takes 10 to 20 ms, and whoever changes a link waits for everybody else on the machine who does. The sockets
  * must be nobody else's meanwhile: they would read the answer. */
 export async function aside(...errands: readonly Errand[]): Promise<Reply[][]> {
-  const prepared = errands.map((e) => e.on.prepare(e.messages, ...(e.tolerate ?? [])));
-  const child = launch([...prepared.map((p) => p.send), exit(0)]);
+  const prepared = errands.map((e) => (e.messages.length > 0 ? e.on.prepare(e.messages, e) : undefined));
+  const sends = prepared.flatMap((p) => (p ? [p.send] : []));
+  if (sends.length === 0) return errands.map(() => []);
+  const child = launch([...sends, exit(0)]);
   using pidfd = child.pidfd;
   const failure = child.started().catch((e: unknown) => e);
   await ended(pidfd);
   reap(pidfd);
   const failed = await failure;
   if (failed) throw failed;
-  return prepared.map((p) => p.finish());
+  return prepared.map((p) => p?.finish() ?? []);
 }
 
 const RTMGRP_LINK = 1; // linux/rtnetlink.h
@@ -140,10 +144,4 @@ export class Carriers implements Disposable {
     this.#watch[Symbol.dispose]();
     this.#socket[Symbol.dispose]();
   }
-}
-
-/** `ip link set lo up` in our own network namespace: what a machine needs first. */
-export function loopbackUp(): void {
-  using route = Netlink.open(NETLINK_ROUTE);
-  route.do([upLink("lo")]);
 }

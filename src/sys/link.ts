@@ -2,7 +2,7 @@
 // function describes one message; Netlink.do() sends several at once.
 import { close, ioctl, SOCK_DGRAM, socket } from "./calls.ts";
 import { Fd } from "./fd.ts";
-import { lasting, Struct } from "./mem.ts";
+import { Struct } from "./mem.ts";
 import {
   type Attribute,
   attributeList,
@@ -217,32 +217,26 @@ export const addVeth = (end: VethEnd, peer: VethEnd): Message =>
     `link add ${end.name} type veth peer ${peer.name}`,
   );
 
-/** A link of a kind that needs no data: "dummy", "bridge". */
-export const addLink = (name: string, kind: string): Message =>
-  linkMessage(
-    RTM_NEWLINK,
-    NLM_F_CREATE | NLM_F_EXCL,
-    name,
-    undefined,
-    [[IFLA_LINKINFO, [[IFLA_INFO_KIND, kind]]]],
-    `link add ${name} type ${kind}`,
-  );
-
 export const deleteLink = (which: Which): Message =>
   linkMessage(RTM_DELLINK, 0, which, undefined, [], `link delete ${which}`);
 
-/** Is there a link of this name in our network namespace? netdevice(7): takes no lock, unlike rtnetlink. */
-export function linkExists(name: string): boolean {
-  const SIOCGIFINDEX = 0x8933; // linux/sockios.h
+const [SIOCGIFNAME, SIOCGIFINDEX, SIOCSIFFLAGS] = [0x8910, 0x8933, 0x8914]; // linux/sockios.h
+const IFREQ = 40; // sizeof(struct ifreq)
+
+/** Is there a link of this name, or with this index, in our network namespace? netdevice(7): takes no lock, unlike
+ * rtnetlink. */
+export function linkExists(which: Which): boolean {
   using any = new Fd(now(socket(AF_INET, SOCK_DGRAM)));
-  const ifreq = lasting(Buffer.concat([Buffer.from(name), Buffer.alloc(40)], 40));
-  return attempt(ioctl(any.n, SIOCGIFINDEX, ifreq)) >= 0;
+  const ifreq =
+    typeof which === "string"
+      ? new Struct(IFREQ).raw(Buffer.from(which)).bytes
+      : new Struct(IFREQ).skip(16).i32(which).bytes;
+  return attempt(ioctl(any.n, typeof which === "string" ? SIOCGIFINDEX : SIOCGIFNAME, ifreq)) >= 0;
 }
 
 /** Set lo up in the caller's network namespace, for a child that has no netlink: netdevice(7). */
 export function raiseLoopback(save: Reg): Op[] {
-  const SIOCSIFFLAGS = 0x8914; // linux/sockios.h
-  const ifreq = new Struct(40).raw(Buffer.from("lo")).skip(14).u16(IFF_UP).bytes;
+  const ifreq = new Struct(IFREQ).raw(Buffer.from("lo")).skip(14).u16(IFF_UP).bytes;
   return [
     socket(AF_INET, SOCK_DGRAM, 0, save),
     ioctl(save, SIOCSIFFLAGS, { data: ifreq, text: '{"lo", IFF_UP}' }),
@@ -269,18 +263,15 @@ export const deleteAltnames = (index: number, names: readonly string[]): Message
     `link property del dev ${index} altname ${names.join(" ")}`,
   );
 
-export const setMac = (which: Which, mac: string): Message =>
+export const setGroup = (index: number, group: number): Message =>
   linkMessage(
     RTM_NEWLINK,
     0,
-    which,
+    index,
     undefined,
-    [[IFLA_ADDRESS, macBytes(mac)]],
-    `link set ${which} address ${mac}`,
+    [[IFLA_GROUP, u32(group)]],
+    `link set ${index} group ${group}`,
   );
-
-export const setMtu = (which: Which, mtu: number): Message =>
-  linkMessage(RTM_NEWLINK, 0, which, undefined, [[IFLA_MTU, u32(mtu)]], `link set ${which} mtu ${mtu}`);
 
 /** Into the network namespace open as `netns`, under `name` if one is given. */
 export const moveLink = (index: number, netns: number, name?: string): Message =>

@@ -253,10 +253,14 @@ export class Netlink implements Disposable {
     return all;
   }
 
-  /** do() in two parts, for a caller that has the send done by a child: what the kernel does takes the time of
-   * whoever sends. At most 64 messages. */
-  prepare(messages: readonly Message[], ...tolerate: number[]): { send: Op; finish(): Reply[] } {
-    const { send, collect } = this.#compose(messages, { tolerate });
+  /** do() or transaction() in two parts, for a caller that has the send done by a child: what the kernel does takes
+   * the time of whoever sends. At most 64 messages. */
+  prepare(
+    messages: readonly Message[],
+    { tolerate = [], atomic = false }: { tolerate?: readonly number[]; atomic?: boolean } = {},
+  ): { send: Op; finish(): Reply[] } {
+    const how = atomic ? { last: messages.length - 2, tolerate, atomic } : { tolerate };
+    const { send, collect } = this.#compose(messages, how);
     return {
       send,
       finish: () => {

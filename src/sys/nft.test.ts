@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { accept, ctState, iifname, ipDaddr, ipSaddr, not, show, type Table } from "./nft.ts";
+import { accept, ctState, iifgroup, ipDaddr, ipSaddr, not, show, type Table } from "./nft.ts";
 
 test("show() prints a table as nft lists it", () => {
   const table: Table = {
@@ -13,7 +13,7 @@ test("show() prints a table as nft lists it", () => {
         priority: "filter",
         policy: "drop",
         rules: [
-          [iifname("eth0"), not(ipSaddr("10.0.0.0", 8)), accept],
+          [iifgroup(7), not(ipSaddr("10.0.0.0", 8)), accept],
           [ctState("established", "related"), accept],
         ],
       },
@@ -23,7 +23,7 @@ test("show() prints a table as nft lists it", () => {
   expect(show(table)).toBe(`table inet cml {
 	chain in {
 		type filter hook input priority filter; policy drop;
-		iifname "eth0" ip saddr != 10.0.0.0/8 accept
+		iifgroup 7 ip saddr != 10.0.0.0/8 accept
 		ct state established,related accept
 	}
 

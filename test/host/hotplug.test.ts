@@ -11,7 +11,6 @@ import { Hotplug } from "../../src/cmld/hotplug.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import * as router from "../../src/cmld/router.ts";
 import { type Child, launch, reap } from "../../src/run/launch.ts";
-import { loopbackUp } from "../../src/run/netns.ts";
 import { CLONE_NEWNET, CLONE_NEWUSER, signal, wait } from "../../src/sys/calls.ts";
 import { ENODEV } from "../../src/sys/error.ts";
 import { pipe } from "../../src/sys/fd.ts";
@@ -21,6 +20,7 @@ import { now } from "../../src/sys/now.ts";
 import { Reg } from "../../src/sys/op.ts";
 import { ended } from "../../src/sys/poll.ts";
 import { counts } from "../counts.ts";
+import { loopbackUp } from "./frames.ts";
 import { until } from "./world.ts";
 
 const INSIDE = "CML_TEST_HOTPLUG";

@@ -7,10 +7,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import type { ContainerConfig } from "../../src/cmld/config.ts";
+import { fence, fenceOf, routerRules } from "../../src/cmld/fences.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import * as router from "../../src/cmld/router.ts";
 import { type Child, launch, reap } from "../../src/run/launch.ts";
-import { Carriers, loopbackUp, netlinkIn, netnsOf, openIn } from "../../src/run/netns.ts";
+import { Carriers, netlinkIn, netnsOf, openIn } from "../../src/run/netns.ts";
 import {
   CLONE_NEWNET,
   CLONE_NEWUSER,
@@ -28,7 +29,6 @@ import { EAGAIN } from "../../src/sys/error.ts";
 import { type Fd, pipe } from "../../src/sys/fd.ts";
 import {
   addAddress,
-  addLink,
   addresses,
   addVeth,
   defaultRoute,
@@ -36,20 +36,34 @@ import {
   getLink,
   ipLink,
   ipv4,
+  type Link,
   linkOf,
   links,
   raiseLoopback,
   renameLink,
-  setMac,
-  setMtu,
   upLink,
 } from "../../src/sys/link.ts";
 import { lasting, mem, Struct } from "../../src/sys/mem.ts";
 import { NETLINK_NETFILTER, NETLINK_ROUTE, Netlink } from "../../src/sys/netlink.ts";
-import { replace, show } from "../../src/sys/nft.ts";
+import { remove, replace, show } from "../../src/sys/nft.ts";
 import { attempt, now } from "../../src/sys/now.ts";
 import { Reg } from "../../src/sys/op.ts";
-import { EPOLLIN, ended, watch } from "../../src/sys/poll.ts";
+import { ended } from "../../src/sys/poll.ts";
+import {
+  arp,
+  BROADCAST,
+  ip,
+  ipFrame,
+  loopbackUp,
+  redirect,
+  routerAdvertisement,
+  soon,
+  tagged,
+  udp as udpHeader,
+  untagged,
+  Wire,
+} from "./frames.ts";
+import { until } from "./world.ts";
 
 const FORWARD = "/proc/sys/net/ipv4/ip_forward";
 const INSIDE = "CML_TEST_NETWORK";
@@ -178,14 +192,6 @@ function inside(): void {
     };
   };
 
-  /** Can it be read within 0.9 s? A neighbour that did not answer is asked again after 1 s. */
-  const soon = async (fd: Fd): Promise<boolean> => {
-    const { promise, resolve } = Promise.withResolvers<boolean>();
-    using _watch = watch(fd, EPOLLIN, () => resolve(true));
-    const timer = setTimeout(resolve, 900, false); // silence is the answer: it has to last a while
-    return await promise.finally(() => clearTimeout(timer));
-  };
-
   /** Does an echo request from there get its answer? */
   const ping = async (netns: Fd, ip: string): Promise<boolean> => {
     const [fd] = openIn(netns, [(save) => socket(AF_INET, SOCK_RAW | SOCK_NONBLOCK, IPPROTO_ICMP, save)]);
@@ -230,15 +236,21 @@ function inside(): void {
   };
 
   const here = netnsOf("self");
+  /** Without the fences of these containers: to see that a test can fail. */
+  const unfence = (filter: Netlink, ...all: { guest: Guest }[]): void => {
+    for (const { guest } of all) for (const v of guest.ledger.all("veth")) remove(filter, fenceOf(v));
+  };
   const names = (): string[] => links(route).map((l) => l.name);
   const ruleset = (): string => Bun.spawnSync(["nft", "list", "ruleset"]).stdout.toString();
   const forwarding = (): string => readFileSync(FORWARD, "utf8").trim();
 
   test("links(), addresses() and ipLink() agree with ip", () => {
-    route.do([addLink("br0", "bridge"), addVeth({ name: "v0" }, { name: "v1" })]);
-    const { index } = linkOf(route.do([getLink("v0")])[0]!);
-    route.do([setMac("v0", "02:00:00:00:00:07"), setMtu("v0", 1400), addAddress(index, "10.1.2.3", 20)]);
     const ip = (...args: string[]): string => Bun.spawnSync(["ip", ...args]).stdout.toString();
+    ip("link", "add", "br0", "type", "bridge");
+    route.do([addVeth({ name: "v0", mac: "02:00:00:00:00:07" }, { name: "v1" })]);
+    const { index } = linkOf(route.do([getLink("v0")])[0]!);
+    ip("link", "set", "v0", "mtu", "1400");
+    route.do([addAddress(index, "10.1.2.3", 20)]);
     ip("link", "set", "v0", "master", "br0", "up", "alias", "an\x1balias");
     ip("link", "property", "add", "dev", "v1", "altname", "a-rather-long-alternative-name");
     expect(ipLink(links(route)).join("")).toBe(ip("link").replace("\x1b", "\\x1b"));
@@ -252,13 +264,13 @@ function inside(): void {
   test("show() is what nft lists, and a table is replaced as a whole or not at all", () => {
     using filter = Netlink.open(NETLINK_NETFILTER);
     for (const closed of [false, true]) {
-      replace(filter, router.rules(closed));
-      expect(ruleset()).toBe(show(router.rules(closed)));
+      replace(filter, routerRules(closed));
+      expect(ruleset()).toBe(show(routerRules(closed)));
     }
-    const broken = { ...router.rules(true), chains: router.rules(true).chains.slice(3, 4) };
+    const broken = { ...routerRules(true), chains: routerRules(true).chains.slice(3, 4) };
     const misplaced = { ...broken, chains: [{ ...broken.chains[0]!, type: "filter" as const }] };
     expect(() => replace(filter, misplaced)).toThrow(/nft add rule inet cml postrouting .*masquerade: E/);
-    expect(ruleset()).toBe(show(router.rules(true)));
+    expect(ruleset()).toBe(show(routerRules(true)));
     router.leave({ hosted: true, run });
     expect(ruleset()).toBe("");
   });
@@ -296,14 +308,29 @@ function inside(): void {
       expect(await ub.received(0)).toEqual([]);
       expect(await host.received(0)).toEqual([]);
 
-      // The same without our rules arrives: the test is able to fail.
+      // Without the table of the router the fences hold what is theirs to hold …
       using filter = Netlink.open(NETLINK_NETFILTER);
-      replace(filter, { ...router.rules(true), chains: [] });
+      replace(filter, { ...routerRules(true), chains: [] });
+      forbidden();
+      ub.send("10.9.0.2", 53, "b");
+      expect(await out.received(1)).toEqual(["b from 172.23.1.2"]);
+      expect(await ub.received(1)).toEqual(["from outside from 10.9.0.2"]);
+      expect(await host.received(2)).toEqual(["gateway from 172.23.0.2", "host from 172.23.0.2"]);
+      // … without the fences the table holds all of it …
+      replace(filter, routerRules(true));
+      unfence(filter, a, b);
+      forbidden();
+      ub.send("10.9.0.2", 53, "b");
+      expect(await out.received(1)).toEqual(["b from 10.9.0.1"]);
+      expect(await ub.received(0)).toEqual([]);
+      expect(await host.received(0)).toEqual([]);
+      // … and without both it arrives: the test is able to fail.
+      replace(filter, { ...routerRules(true), chains: [] });
       forbidden();
       expect(await ub.received(2)).toEqual(["from outside from 10.9.0.2", "neighbour from 172.23.0.2"]);
       expect(await host.received(2)).toEqual(["gateway from 172.23.0.2", "host from 172.23.0.2"]);
       expect(await out.received(1)).toEqual(["forged from 172.23.1.2"]);
-      replace(filter, router.rules(true));
+      replace(filter, routerRules(true));
     }
     expect(names()).toEqual([...before.names, "r_0", "r_1"]);
     expect(router.interfaces(a.guest.uuid)[1]).toMatch(
@@ -346,9 +373,10 @@ function inside(): void {
     ]).stdout.toString();
     expect(routes).toContain("default via 172.23.0.1 dev eth0");
     expect(names()).toEqual(["lo", "web0", "r_1"]);
-    expect(ruleset()).toBe(show(router.rules(true)));
+    expect(ruleset()).toStartWith(show(routerRules(true)));
     await down(c);
     expect(names()).toEqual(["lo"]);
+    expect(ruleset()).toBe(show(routerRules(true)));
   });
 
   test("loopback_only: its own loopback and nothing else, and nothing with us", async () => {
@@ -359,7 +387,7 @@ function inside(): void {
   });
 
   test("a start that fails releases everything, and leaves a link that only has the name alone", async () => {
-    route.do([addLink("mine", "bridge")]);
+    Bun.spawnSync(["ip", "link", "add", "mine", "type", "bridge"]);
     const taken = { if_name: "host0", configure: true, if_rootns_name: "mine", if_mac: "" };
     const free = { if_name: "eth0", configure: true, if_rootns_name: "", if_mac: "" };
     const g = newcomer({ config: config({ vnet_configs: [free, taken] }) });
@@ -380,13 +408,23 @@ function inside(): void {
 
   test("device: core0 is the router; a container waits for it, survives its restart, never reaches the CML", async () => {
     const early = await up(newcomer({ hosted: false }));
-    expect(router.interfaces(early.guest.uuid).length).toBe(1); // lo alone
+    const numberOf = (c: { guest: Guest }): number => c.guest.ledger.all("veth")[0]!.subnet;
+    // It has its link, which leads nowhere.
+    expect(router.interfaceTable(early.guest.uuid).map((t) => t.link.state)).toEqual(["UNKNOWN", "UP"]);
+    const first = router.interfaceTable(early.guest.uuid)[1]!.link;
     for (let round = 0; round < 2; round++) {
       const c0 = await up(newcomer({ c0: true, hosted: false }));
       const w = world(c0.netns, "cmleth0");
       await router.routerChanged();
       const late = await up(newcomer({ hosted: false }));
-      expect(names()).toEqual(["lo", "uplink"]);
+      expect(names().sort()).toEqual([
+        "c_0",
+        `c_${numberOf(late)}`,
+        "lo",
+        "r_0",
+        `r_${numberOf(late)}`,
+        "uplink",
+      ]);
       expect([early, late, c0].map((c) => c.guest.lines)).toEqual([[], [], []]);
       {
         using out = udp(w.netns, 53);
@@ -413,12 +451,171 @@ function inside(): void {
       }
       await down(late);
       await w.end();
+      // What the container has stays the same when core0 comes and goes.
+      expect(router.interfaceTable(early.guest.uuid)[1]!.link).toMatchObject({
+        index: first.index,
+        mac: first.mac,
+        state: "UP",
+      });
       await down(c0);
-      expect(names()).toEqual(["lo"]);
+      await until(() => (names().some((n) => n.startsWith("r_")) ? [`still there: ${names()}`] : []));
+      expect(names()).toEqual(["lo", "c_0"]);
     }
     await down(early);
+    expect(names()).toEqual(["lo"]);
     router.leave({ hosted: false, run });
     expect(ruleset()).toBe("");
+  });
+
+  const hex = (b: Uint8Array): string => Buffer.from(b).toString("hex");
+
+  /** What a container could say to pass for somebody else, to be everybody's router, or to reach who is not its
+   * business. `link` is its own. */
+  const lies = (link: Link, n: number, neighbour: number, uplink: number): [string, Uint8Array][] => {
+    const [own, gateway] = [`172.23.${n}.2`, `172.23.${n}.1`];
+    const { mac } = link;
+    const other = "02:00:00:00:00:66";
+    const said = (from: string, to: string, ports = [5000, 7000]): Uint8Array =>
+      ip(from, to, 17, udpHeader(ports[0]!, ports[1]!, "x"));
+    return [
+      ["another MAC address", ipFrame(BROADCAST, other, said(own, "10.9.0.2"))],
+      ["another IPv4 address", ipFrame(BROADCAST, mac, said("10.9.0.9", "10.9.0.2"))],
+      ["the neighbour's IPv4 address", ipFrame(BROADCAST, mac, said(`172.23.${neighbour}.2`, "10.9.0.2"))],
+      ["ARP: the gateway's address is mine", arp(2, { mac, address: gateway }, own)],
+      [
+        "ARP: my address is elsewhere",
+        arp(2, { mac: other, address: own }, gateway, { from: mac, to: BROADCAST }),
+      ],
+      [
+        "ARP from another MAC address",
+        arp(1, { mac, address: own }, gateway, { from: other, to: BROADCAST }),
+      ],
+      ["a VLAN", tagged(ipFrame(BROADCAST, mac, said(own, "10.9.0.4")), 0)],
+      ["IPv6: I am the router", routerAdvertisement(mac)],
+      ["DHCP: I give addresses", ipFrame(BROADCAST, mac, said(own, "255.255.255.255", [67, 68]))],
+      ["ICMP: there is a better way", ipFrame(BROADCAST, mac, ip(own, gateway, 1, redirect(own)))],
+      ["the neighbour", ipFrame(BROADCAST, mac, said(own, `172.23.${neighbour}.2`))],
+      ["the CML", ipFrame(BROADCAST, mac, said(own, `172.23.${uplink}.1`))],
+    ];
+  };
+
+  test("device: what a container may not say ends at its fence, whatever root of core0 does to core0's rules", async () => {
+    const c0 = await up(newcomer({ c0: true, hosted: false }));
+    const [a, b] = [await up(newcomer({ hosted: false })), await up(newcomer({ hosted: false }))];
+    const [n0, na, nb] = [c0, a, b].map((c) => c.guest.ledger.all("veth")[0]!.subnet) as [
+      number,
+      number,
+      number,
+    ];
+    using cml = udp(here, 7000);
+    Bun.spawnSync(["nsenter", `--net=/proc/${c0.child.pid}/ns/net`, "nft", "flush", "ruleset"]);
+    {
+      using attacker = new Wire(a.netns, 10_000 + na);
+      using core = new Wire(c0.netns, 20_000 + na);
+      using victim = new Wire(b.netns, 10_000 + nb);
+      const link = router.interfaceTable(a.guest.uuid).find((t) => t.link.name === "host0")!.link;
+      const gatewayMac = a.guest.ledger.all("veth")[0]!.gatewayMac;
+      const honest = ipFrame(
+        gatewayMac,
+        link.mac,
+        ip(`172.23.${na}.2`, "10.9.0.2", 17, udpHeader(5000, 53, "the last")),
+      );
+      const own = arp(1, { mac: link.mac, address: `172.23.${na}.2` }, `172.23.${na}.1`);
+      /** Which of these frames arrive; the last one does. What the kernels say of their own accord does not count. */
+      const arriving = async (from: Wire, at: Wire, frames: [string, Uint8Array][]): Promise<Set<string>> => {
+        const sent = new Map(frames.map(([what, frame]) => [hex(untagged(frame)), what]));
+        for (const [, frame] of frames) from.send(frame);
+        return new Set((await at.upTo("the last")).flatMap((f) => sent.get(hex(f)) ?? []));
+      };
+      const names = (frames: [string, Uint8Array][]): Set<string> => new Set(frames.map(([what]) => what));
+      const said: [string, Uint8Array][] = [...lies(link, na, nb, n0), ["who I am", own], ["honest", honest]];
+      expect(await arriving(attacker, core, said)).toEqual(new Set(["who I am", "honest"]));
+
+      // core0 sends what it likes; a container takes its gateway's word, and that of the world behind it.
+      using evil = new Wire(c0.netns, 20_000 + nb);
+      const bMac = router.interfaceTable(b.guest.uuid).find((t) => t.link.name === "host0")!.link.mac;
+      const passedOn = (from: string, text = "x"): [string, Uint8Array] => [
+        from,
+        ipFrame(bMac, gatewayMac, ip(from, `172.23.${nb}.2`, 17, udpHeader(1, 2, text))),
+      ];
+      const forwarded: [string, Uint8Array][] = [
+        passedOn(`172.23.${na}.2`),
+        passedOn(`172.23.${n0}.1`),
+        ["IPv6", routerAdvertisement(gatewayMac)],
+        passedOn(`172.23.${nb}.1`),
+        passedOn("10.9.0.2", "the last"),
+      ];
+      expect(await arriving(evil, victim, forwarded)).toEqual(new Set([`172.23.${nb}.1`, "10.9.0.2"]));
+      using ua = udp(a.netns, 7001);
+      ua.send(`172.23.${nb}.2`, 7000, "neighbour");
+      ua.send(`172.23.${n0}.1`, 7000, "the CML");
+      using uc = udp(c0.netns, 7001);
+      uc.send(`172.23.${n0}.1`, 7000, "core0 to the CML");
+      expect((await victim.upTo("neighbour")).filter((f) => Buffer.from(f).includes("neighbour"))).toEqual(
+        [],
+      );
+      expect(await cml.received(0)).toEqual([]);
+
+      // With a fence that lets everything through, all of it arrives: the test is able to fail.
+      using filter = Netlink.open(NETLINK_NETFILTER);
+      for (const { guest } of [a, b])
+        for (const v of guest.ledger.all("veth")) {
+          const table = fence(
+            { ...v, addresses: undefined },
+            { name: `c_${v.subnet}`, index: 20_000 + v.subnet },
+            {
+              name: `r_${v.subnet}`,
+              index: 30_000 + v.subnet,
+            },
+          );
+          const chains = table.chains.map((c) => ({ ...c, rules: [[c.rules.at(-1)!.at(-1)!]] }));
+          replace(filter, { ...table, chains });
+        }
+      expect(await arriving(attacker, core, said)).toEqual(names(said));
+      expect(await arriving(evil, victim, forwarded)).toEqual(names(forwarded));
+      ua.send(`172.23.${nb}.2`, 7000, "neighbour");
+      expect(Buffer.from((await victim.upTo("neighbour")).at(-1)!).includes("neighbour")).toBe(true);
+    }
+    for (const c of [a, b, c0]) await down(c);
+    router.leave({ hosted: false, run });
+    expect(ruleset()).toBe("");
+  });
+
+  test("two cmlds in one namespace take different numbers; neither takes what is the other's", async () => {
+    const another = (await import(`${import.meta.dir}/../../src/cmld/router.ts?second`)) as typeof router;
+    const [mine, theirs] = [newcomer(), newcomer()];
+    const [ours, others] = [router.plan(mine), another.plan(theirs)];
+    expect(ours[0]!.subnet).toBe(others[0]!.subnet); // both have looked before either has made its link
+    const [a, b] = [sleeper(CLONE_NEWUSER), sleeper(CLONE_NEWUSER)];
+    await router.connectNew(mine, a.pid, ours);
+    await another.connectNew(theirs, b.pid, others);
+    expect(names()).toEqual(["lo", "r_0", "r_1"]);
+    expect(another.vnets(theirs.uuid)).toMatchObject([{ if_name: "host0", if_rootns_name: "r_1" }]);
+    expect(theirs.ledger.all("veth").map((v) => v.subnet)).toEqual([1]);
+    for (const [child, gateway] of [
+      [a, "172.23.0.1"],
+      [b, "172.23.1.1"],
+    ] as const) {
+      using netns = netnsOf(child.pid);
+      expect(await ping(netns, gateway)).toBe(true);
+    }
+    await end(b);
+    for (const v of others) await another.networkReleases.veth(v); // the number it did not get
+    for (const v of theirs.ledger.all("veth")) await another.networkReleases.veth(v);
+    another.networkReleases.network(theirs);
+    another.leave({ hosted: true, run });
+    expect(names()).toEqual(["lo", "r_0"]);
+    expect(ruleset()).toContain("table inet cml"); // the first one's container is still there
+    expect(ruleset().match(/table netdev/g)?.length).toBe(1);
+    {
+      using netns = netnsOf(a.pid);
+      expect(await ping(netns, "172.23.0.1")).toBe(true);
+    }
+    await end(a);
+    await mine.ledger.release();
+    await theirs.ledger.release();
+    router.leave({ hosted: true, run });
+    expect({ names: names(), rules: ruleset() }).toEqual({ names: ["lo"], rules: "" });
   });
 
   test("a claimed link goes to its container, comes back, and can be assigned while it runs", async () => {

@@ -109,7 +109,6 @@ export class World implements AsyncDisposable {
       run: join(base, "run"),
       logs: join(base, "logs"),
       device: checkDevice({ hostedmode: true } as never),
-      router: () => undefined,
       warn: (line) => log.push(line),
     });
     // The machine's own containers, and other worlds, are elsewhere.

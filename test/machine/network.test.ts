@@ -63,6 +63,15 @@ test("containers reach the world through core0, not each other, not the CML; car
   const cml = /172\.23\.(\d+)\.2\/24 brd \S+ scope global cml/.exec(uplink)![1];
   expect(await ping("web", `172.23.${cml}.1`)).toContain("0 packets received");
 
+  // Root of core0 takes all its rules away: containers do not find each other, nor the CML.
+  await vm.type(
+    "nft flush ruleset; nft list ruleset | wc -l; cat /proc/sys/net/ipv4/ip_forward; echo rules: gone",
+  );
+  await vm.seesInCore0(/\n0\r?\n1\r?\nrules: gone/);
+  expect(await ping("web", web.replace(/2$/, "1"))).toContain("1 packets received");
+  expect(await ping("web", db)).toContain("0 packets received");
+  expect(await ping("web", `172.23.${cml}.1`)).toContain("0 packets received");
+
   expect(await control("ifaces", "web")).not.toContain(LENT);
   expect(await control("assign_iface", "web", "--iface", LENT)).toContain("CMD_OK");
   expect(await control("ifaces", "web")).toContain(LENT);
