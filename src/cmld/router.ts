@@ -16,6 +16,7 @@ import {
   addAddress,
   addresses,
   addVeth,
+  allMulticast,
   defaultRoute,
   deleteAltnames,
   deleteLink,
@@ -28,6 +29,7 @@ import {
   links,
   moveLink,
   renameLink,
+  setGroup,
   upLink,
   withoutIpv6,
 } from "../sys/link.ts";
@@ -41,7 +43,7 @@ import {
 import { exists, removal, remove, replace, replacement } from "../sys/nft.ts";
 import { moveRadio } from "../sys/nl80211.ts";
 import { type ContainerConfig, isInterface, parseMac } from "./config.ts";
-import { fence, fenceOf, GROUP, ROUTER, routerRules } from "./fences.ts";
+import { cardFence, fence, fenceOf, GROUP, ROUTER, routerRules } from "./fences.ts";
 import type { Owned } from "./ledger.ts";
 import type { Host, Start } from "./module.ts";
 
@@ -78,9 +80,21 @@ export interface Nic {
   readonly wiphy?: number;
 }
 
+/** A link that was there before us and stays with us: a container has another that passes for it, and hears of what
+ * comes in what the peers say that it was told of (mac_filter). */
+export interface Card {
+  readonly kind: "card";
+  readonly uuid: string;
+  readonly name: string;
+  readonly mac: string;
+  readonly parent: string;
+  /** Of our end of the container's link. */
+  readonly gatewayMac: string;
+}
+
 /** What the ledger knows of the network. "network" stands for all we hold of one container: acquired first, so that
  * it is released last. */
-export type NetworkResource = { readonly kind: "network"; readonly uuid: string } | Veth | Nic;
+export type NetworkResource = { readonly kind: "network"; readonly uuid: string } | Veth | Nic | Card;
 
 /** A network namespace with our rules in it. */
 interface Place extends Disposable {
@@ -109,8 +123,10 @@ interface Guest {
   /** One after the other leads them there. */
   joining: Promise<void>;
   nics: Nic[];
-  /** Names and addresses of links that are to come to it when they appear. */
-  readonly claims: Set<string>;
+  cards: Card[];
+  /** Names and addresses of links that are to come to it when they appear, each with the only peers that it may hear
+   * there, if that was asked for. */
+  readonly claims: Map<string, readonly string[] | undefined>;
   readonly owned: Owned;
   log(line: string): void;
 }
@@ -287,8 +303,7 @@ export async function connectNew(s: Newcomer, pid: number, veths: readonly Veth[
     await leadOn(g);
   }
   if (g.isC0) return await inTurn(() => lendFree(g));
-  for (const { netif, mac_filter } of s.config.net_ifaces) {
-    if (mac_filter.length > 0) throw new Error(`network interface ${netif}: mac_filter is not available yet`);
+  for (const { netif } of s.config.net_ifaces) {
     if (!(await inTurn(() => claim(g, netif)))) g.log(`network interface ${netif} is not there`);
   }
 }
@@ -308,12 +323,14 @@ export async function adopt(s: Newcomer, pid: number): Promise<void> {
     const inside = inNetns(g, (n) => links(n));
     g.nics = nics.filter((nic) => inside.some((l) => isNic(l, nic))); // others were given back meanwhile
   }
+  g.cards = s.owned.all("card");
   if (g.isC0) await inTurn(() => lendFree(g));
 }
 
 /** core0 gets the hardware that nobody else has. */
 async function lendFree(c0: Guest): Promise<void> {
-  for (const l of links(here().route)) if (isPhysical(l)) await lend(c0, here(), l, nameNic(l));
+  for (const l of links(here().route))
+    if (isPhysical(l) && l.group !== GROUP) await lend(c0, here(), l, nameNic(l));
 }
 
 let turn: Promise<unknown> = Promise.resolve();
@@ -346,7 +363,10 @@ function enter(s: Newcomer, pid: number, veths: readonly Veth[]): Guest {
     joined: undefined,
     joining: Promise.resolve(),
     nics: [],
-    claims: new Set(s.config.net_ifaces.filter((n) => n.mac_filter.length === 0).map((n) => n.netif)),
+    cards: [],
+    claims: new Map(
+      s.config.net_ifaces.map((n) => [n.netif, n.mac_filter.length > 0 ? n.mac_filter : undefined]),
+    ),
     owned,
     log,
   };
@@ -516,7 +536,8 @@ export async function routerChanged(): Promise<void> {
 const isPhysical = (l: Link): boolean => l.parent !== "" && l.type === ARPHRD_ETHER;
 const macOf = (l: Link): string => (l.permanentMac === "" ? l.mac : l.permanentMac);
 /** A container can give any link any name and address, but not another device. */
-const isNic = (l: Link, nic: Nic): boolean => l.parent === nic.parent && macOf(l) === nic.mac;
+const isNic = (l: Link, nic: Pick<Nic, "parent" | "mac">): boolean =>
+  l.parent === nic.parent && macOf(l) === nic.mac;
 
 function radioOf(name: string): number | undefined {
   const index = `/sys/class/net/${name}/phy80211/index`;
@@ -586,33 +607,141 @@ async function move(from: Place, l: Link, nic: Nic, to: Fd): Promise<void> {
   await aside({ on: generic, messages: [moveRadio(generic, nic.wiphy, to.n)] });
 }
 
+/** Give `g` the link found in `from`, or one that passes for it. `called`: other names that it was asked for by. */
+async function give(g: Guest, from: Place, l: Link, name: string, ...called: string[]): Promise<void> {
+  const mac = macOf(l);
+  const asked = [...g.claims].find(([which]) =>
+    [name, ...called].some((n) => answersTo(which)({ name: n, mac })),
+  );
+  if (asked?.[1]) await attachCard(g, from, l, name, asked[1]);
+  else await lend(g, from, l, name);
+}
+
+/** Names of the link that passes for a card: our end and the container's. */
+const cardLink = (card: Pick<Card, "name">) => ({
+  outer: `r_${card.name}`.slice(0, IFNAME_MAX),
+  inside: `c_${card.name}`.slice(0, IFNAME_MAX),
+});
+const IFNAME_MAX = 15; // linux/if.h: IFNAMSIZ less its NUL
+
+async function attachCard(
+  g: Guest,
+  from: Place,
+  l: Link,
+  name: string,
+  peers: readonly string[],
+): Promise<void> {
+  const { uuid } = g;
+  const card: Card = { kind: "card", uuid, name, mac: macOf(l), parent: l.parent, gatewayMac: usableMac("") };
+  try {
+    await g.owned.acquire(card, () => makeCard(g, from, l, card, peers));
+  } catch (e) {
+    await dropCard(card);
+    g.owned.forget(card);
+    throw e;
+  }
+  g.cards.push(card);
+}
+
+async function makeCard(g: Guest, from: Place, l: Link, card: Card, peers: readonly string[]): Promise<void> {
+  const wiphy = radioOf(l.name);
+  const nic: Nic = { ...card, kind: "nic", ...(wiphy !== undefined && { wiphy }) };
+  if (from !== here()) await move(from, l, nic, here().netns);
+  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
+  using route = ours;
+  using filter = ourFilter;
+  const { outer, inside } = cardLink(card);
+  const own = links(route).find((o) => isNic(o, card));
+  if (!own) throw new Error(`network interface ${card.name} has gone`);
+  const [answers] = await aside({
+    on: route,
+    messages: [
+      downLink(own.index),
+      renameLink(own.index, card.name),
+      setGroup(own.index, GROUP),
+      addVeth(
+        { name: outer, group: GROUP, mac: card.gatewayMac },
+        { name: inside, netns: g.netns.n, mac: own.mac },
+      ),
+      getLink(outer),
+    ],
+  });
+  const end = linkOf(answers!.at(-1)!);
+  const heard = peers.filter(parseMac).map((mac) => mac.toLowerCase()); // the others let nobody in
+  const table = cardFence({ ...card, mac: own.mac }, { ...own, name: card.name }, end, heard);
+  await aside(
+    { on: filter, messages: replacement(table), atomic: true },
+    {
+      on: route,
+      messages: [...raise(end.index), allMulticast(own.index, true), ...raise(own.index)],
+    },
+  );
+}
+
+/** Without its container: the link that passed for it, the fence, what was changed of it. */
+async function dropCard(card: Card): Promise<Link | undefined> {
+  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
+  using route = ours;
+  using filter = ourFilter;
+  const all = links(route);
+  const end = all.find((l) => l.mac === card.gatewayMac && l.name === cardLink(card).outer);
+  const own = all.find((l) => isNic(l, card) && l.group === GROUP);
+  await aside(
+    { on: route, messages: end ? [deleteLink(end.index)] : [], tolerate: [ENODEV] },
+    {
+      on: route,
+      messages: own ? [downLink(own.index), allMulticast(own.index, false), setGroup(own.index, 0)] : [],
+      tolerate: [ENODEV],
+    },
+    { on: filter, messages: removal(fenceOf(card)), atomic: true, tolerate: [ENOENT] },
+  );
+  return own;
+}
+
+/** Its container has it no more: it goes to whoever is next. */
+async function takeBack(card: Card): Promise<void> {
+  const g = guests.get(card.uuid);
+  if (g && !g.cards.some((c) => c.gatewayMac === card.gatewayMac)) return; // taken back already
+  const own = await dropCard(card);
+  if (g) {
+    g.cards = g.cards.filter((c) => c.gatewayMac !== card.gatewayMac);
+    g.owned.forget(card);
+  }
+  const heir = own && heirOf(card, card.parent !== "", g);
+  if (own && heir) await give(heir, here(), own, card.name);
+}
+
 type Named = { readonly name: string; readonly mac: string };
 const answersTo =
   (which: string) =>
   (n: Named): boolean =>
     n.name === which || n.mac === which.toLowerCase();
-const claims = (g: Guest, n: Named): boolean => [...g.claims].some((which) => answersTo(which)(n));
+const claims = (g: Guest, n: Named): boolean => [...g.claims.keys()].some((which) => answersTo(which)(n));
 /** The name that we have for a link of ours. */
 const nameOf = (l: Link, hosted: boolean): string => (!hosted && isPhysical(l) ? nameNic(l) : l.name);
 
 /** Give `g` the link that is called so or has that address, from us or from core0. False: there is none. */
 async function claim(g: Guest, which: string): Promise<boolean> {
   const named = answersTo(which);
-  if (g.nics.some(named)) return true;
+  if (g.nics.some(named) || g.cards.some(named)) return true;
   const l = links(here().route).find(
     (o) => o.group !== GROUP && o.type === ARPHRD_ETHER && named({ name: o.name, mac: macOf(o) }),
   );
   if (l) {
-    await lend(g, here(), l, nameOf(l, g.hosted));
+    await give(g, here(), l, nameOf(l, g.hosted), l.name);
     return true;
   }
   for (const holder of guests.values()) {
+    const refuse = (): never => {
+      throw new Error(`network interface ${which} is assigned to ${holder.name}`);
+    };
+    if (holder.cards.some(named)) refuse();
     const nic = holder.nics.find(named);
     if (!nic || holder === g) continue;
     const held = inNetns(holder, (n) => links(n)).find((o) => isNic(o, nic));
     if (!held) continue; // it has been unplugged
-    if (!holder.place) throw new Error(`network interface ${which} is assigned to ${holder.name}`);
-    await lend(g, holder.place, held, nic.name);
+    if (!holder.place) return refuse();
+    await give(g, holder.place, held, nic.name);
     lost(holder, nic);
     return true;
   }
@@ -643,7 +772,7 @@ async function fetchBack(nic: Nic): Promise<void> {
     const l = links(from.route).find((o) => isNic(o, nic));
     if (l) {
       const heir = heirOf(nic, nic.parent !== "", g);
-      if (heir) await lend(heir, from, l, nic.name);
+      if (heir) await give(heir, from, l, nic.name);
       else await move(from, l, nic, here().netns);
     }
     lost(g, mine!);
@@ -667,10 +796,10 @@ export async function assign(uuid: string, which: string): Promise<void> {
 export async function unassign(uuid: string, which: string): Promise<void> {
   await inTurn(async () => {
     const g = guests.get(uuid);
-    const nic = g?.nics.find(answersTo(which));
+    const nic = g?.nics.find(answersTo(which)) ?? g?.cards.find(answersTo(which));
     if (!g || !nic) return;
-    for (const c of g.claims) if (answersTo(c)(nic)) g.claims.delete(c);
-    await fetchBack(nic);
+    for (const c of g.claims.keys()) if (answersTo(c)(nic)) g.claims.delete(c);
+    await (nic.kind === "nic" ? fetchBack(nic) : takeBack(nic));
   });
 }
 
@@ -691,7 +820,7 @@ async function welcome(l: Link): Promise<void> {
   const heir = heirOf({ name, mac }, isPhysical(l)) ?? heirOf({ name: l.name, mac }, false);
   if (!heir) return;
   try {
-    await lend(heir, here(), l, name);
+    await give(heir, here(), l, name, l.name);
     heir.log(`network interface ${name} (${mac}) has come`);
   } catch (e) {
     if (links(here().route).some((o) => o.index === l.index)) throw e; // else it has gone again
@@ -700,12 +829,18 @@ async function welcome(l: Link): Promise<void> {
 
 /** A device has gone, or its driver: with it the link of it that somebody had. */
 export const departed = (device: string): Promise<void> | undefined =>
-  [...guests.values()].some((g) => g.nics.some((n) => n.parent === device))
+  [...guests.values()].some((g) => [...g.nics, ...g.cards].some((n) => n.parent === device))
     ? inTurn(() => forgetGone((n) => n.parent === device))
     : undefined;
 
-function forgetGone(which: (n: Nic) => boolean): void {
+async function forgetGone(which: (n: { readonly parent: string }) => boolean): Promise<void> {
   for (const g of guests.values()) {
+    const ours = g.cards.some(which) ? links(here().route) : [];
+    for (const card of g.cards.filter(which)) {
+      if (ours.some((l) => isNic(l, card))) continue;
+      await takeBack(card);
+      g.log(`network interface ${card.name} (${card.mac}) has gone`);
+    }
     const asked = g.nics.filter(which);
     if (asked.length === 0) continue;
     const there = inNetns(g, (n) => links(n));
@@ -720,7 +855,7 @@ function forgetGone(which: (n: Nic) => boolean): void {
 /** Events were lost: see for ourselves. */
 export const lookAround = (): Promise<void> =>
   inTurn(async () => {
-    forgetGone(() => true);
+    await forgetGone(() => true);
     for (const l of links(here().route)) await welcome(l);
   });
 
@@ -778,5 +913,10 @@ export const networkReleases = {
     inTurn(() => {
       guests.get(r.uuid)?.claims.clear(); // it ends
       return fetchBack(r);
+    }),
+  card: (r: Card): Promise<void> =>
+    inTurn(() => {
+      guests.get(r.uuid)?.claims.clear(); // it ends
+      return takeBack(r);
     }),
 };

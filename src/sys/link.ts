@@ -63,6 +63,7 @@ const [ARPHRD_ETHER, ARPHRD_LOOPBACK, ARPHRD_NONE] = [1, 772, 0xfffe]; // linux/
 // linux/if.h
 const IFF_UP = 1;
 const IFF_RUNNING = 0x40;
+const IFF_ALLMULTI = 0x200;
 /** In the order in which `ip link` prints them. */
 const FLAGS: readonly (readonly [string, number])[] = [
   ["LOOPBACK", 8],
@@ -70,7 +71,7 @@ const FLAGS: readonly (readonly [string, number])[] = [
   ["POINTOPOINT", 0x10],
   ["MULTICAST", 0x1000],
   ["NOARP", 0x80],
-  ["ALLMULTI", 0x200],
+  ["ALLMULTI", IFF_ALLMULTI],
   ["PROMISC", 0x100],
   ["MASTER", 0x400],
   ["SLAVE", 0x800],
@@ -248,6 +249,14 @@ export const upLink = (which: Which): Message =>
   linkMessage(RTM_NEWLINK, 0, which, true, [], `link set ${which} up`);
 export const downLink = (which: Which): Message =>
   linkMessage(RTM_NEWLINK, 0, which, false, [], `link set ${which} down`);
+
+/** Whether it hears all multicast frames, not only those of groups that somebody here has joined. */
+export const allMulticast = (index: number, on: boolean): Message => ({
+  type: RTM_NEWLINK,
+  flags: 0,
+  what: `link set ${index} allmulticast ${on ? "on" : "off"}`,
+  body: body(ifinfomsg(index, on ? IFF_ALLMULTI : 0, IFF_ALLMULTI), []),
+});
 
 /** Only a link that is down can be renamed (before Linux 6.3). */
 export const renameLink = (index: number, name: string): Message =>

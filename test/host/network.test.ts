@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import type { ContainerConfig } from "../../src/cmld/config.ts";
-import { fence, fenceOf, routerRules } from "../../src/cmld/fences.ts";
+import { cardFence, fence, fenceOf, routerRules } from "../../src/cmld/fences.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import * as router from "../../src/cmld/router.ts";
 import { type Child, launch, reap } from "../../src/run/launch.ts";
@@ -45,7 +45,7 @@ import {
 } from "../../src/sys/link.ts";
 import { lasting, mem, Struct } from "../../src/sys/mem.ts";
 import { NETLINK_NETFILTER, NETLINK_ROUTE, Netlink } from "../../src/sys/netlink.ts";
-import { remove, replace, show } from "../../src/sys/nft.ts";
+import { forwardTo, remove, replace, show } from "../../src/sys/nft.ts";
 import { attempt, now } from "../../src/sys/now.ts";
 import { Reg } from "../../src/sys/op.ts";
 import { ended } from "../../src/sys/poll.ts";
@@ -469,6 +469,14 @@ function inside(): void {
 
   const hex = (b: Uint8Array): string => Buffer.from(b).toString("hex");
 
+  /** Which of these frames arrive; the last one does. What the kernels say of their own accord does not count. */
+  const arriving = async (from: Wire, at: Wire, frames: [string, Uint8Array][]): Promise<Set<string>> => {
+    const sent = new Map(frames.map(([what, frame]) => [hex(untagged(frame)), what]));
+    for (const [, frame] of frames) from.send(frame);
+    return new Set((await at.upTo("the last")).flatMap((f) => sent.get(hex(f)) ?? []));
+  };
+  const called = (frames: [string, Uint8Array][]): Set<string> => new Set(frames.map(([what]) => what));
+
   /** What a container could say to pass for somebody else, to be everybody's router, or to reach who is not its
    * business. `link` is its own. */
   const lies = (link: Link, n: number, neighbour: number, uplink: number): [string, Uint8Array][] => {
@@ -521,13 +529,6 @@ function inside(): void {
         ip(`172.23.${na}.2`, "10.9.0.2", 17, udpHeader(5000, 53, "the last")),
       );
       const own = arp(1, { mac: link.mac, address: `172.23.${na}.2` }, `172.23.${na}.1`);
-      /** Which of these frames arrive; the last one does. What the kernels say of their own accord does not count. */
-      const arriving = async (from: Wire, at: Wire, frames: [string, Uint8Array][]): Promise<Set<string>> => {
-        const sent = new Map(frames.map(([what, frame]) => [hex(untagged(frame)), what]));
-        for (const [, frame] of frames) from.send(frame);
-        return new Set((await at.upTo("the last")).flatMap((f) => sent.get(hex(f)) ?? []));
-      };
-      const names = (frames: [string, Uint8Array][]): Set<string> => new Set(frames.map(([what]) => what));
       const said: [string, Uint8Array][] = [...lies(link, na, nb, n0), ["who I am", own], ["honest", honest]];
       expect(await arriving(attacker, core, said)).toEqual(new Set(["who I am", "honest"]));
 
@@ -571,8 +572,8 @@ function inside(): void {
           const chains = table.chains.map((c) => ({ ...c, rules: [[c.rules.at(-1)!.at(-1)!]] }));
           replace(filter, { ...table, chains });
         }
-      expect(await arriving(attacker, core, said)).toEqual(names(said));
-      expect(await arriving(evil, victim, forwarded)).toEqual(names(forwarded));
+      expect(await arriving(attacker, core, said)).toEqual(called(said));
+      expect(await arriving(evil, victim, forwarded)).toEqual(called(forwarded));
       ua.send(`172.23.${nb}.2`, 7000, "neighbour");
       expect(Buffer.from((await victim.upTo("neighbour")).at(-1)!).includes("neighbour")).toBe(true);
     }
@@ -653,6 +654,80 @@ function inside(): void {
     await down(c);
     expect(names()).toEqual(["lo", "switch0", "nic0"]);
     route.do([deleteLink("nic0")]);
+  });
+
+  test("mac_filter: a card stays with us, and its container hears the peers that it was told of alone", async () => {
+    const [card, peer, stranger] = ["02:00:00:00:00:09", "02:00:00:00:00:0a", "02:00:00:00:00:0b"];
+    const wiring = (): void => {
+      route.do([addVeth({ name: "nic0", mac: card }, { name: "switch0" }), upLink("switch0")]);
+    };
+    wiring();
+    const index = (name: string): number => links(route).find((l) => l.name === name)!.index;
+    const start = (mac_filter: string[]) =>
+      up(newcomer({ config: config({ net_ifaces: [{ netif: "nic0", mac_filter }] }) }));
+    const c = await start([peer.toUpperCase(), "AA:AA::AA:AA:AA"]);
+    const inside = router.interfaceTable(c.guest.uuid).find((t) => t.link.name === "c_nic0")!.link;
+    expect(inside.mac).toBe(card);
+    expect(names().sort()).toEqual(["lo", "nic0", "r_0", "r_nic0", "switch0"]);
+    {
+      const [n] = netlinkIn(c.netns, NETLINK_ROUTE);
+      using theirs = n!;
+      theirs.do([upLink("c_nic0")]); // as with any card: what is done with it is the container's own matter
+      using carriers = new Carriers(undefined);
+      carriers.note(links(route));
+      await carriers.ready([index("nic0"), index("r_nic0"), index("switch0")]);
+      using wire = new Wire(undefined, index("switch0"));
+      using guest = new Wire(c.netns, inside.index);
+      const frame = (to: string, from: string, text: string): Uint8Array =>
+        ipFrame(to, from, ip("192.0.2.1", "192.0.2.2", 17, udpHeader(1, 2, text)));
+      const coming: [string, Uint8Array][] = [
+        ["a stranger", frame(card, stranger, "to it")],
+        ["a stranger to all", frame("33:33:00:00:00:01", stranger, "to all")],
+        ["a router", routerAdvertisement(stranger)],
+        ["a peer to a group", frame("01:00:5e:00:00:01", peer, "to a group")],
+        ["a peer", frame(card, peer, "the last")],
+      ];
+      const going: [string, Uint8Array][] = [
+        ["as somebody else", frame(peer, stranger, "x")],
+        ["as itself", frame(peer, card, "the last")],
+      ];
+      const talk = async () => [await arriving(wire, guest, coming), await arriving(guest, wire, going)];
+      expect(await talk()).toEqual([new Set(["a peer to a group", "a peer"]), new Set(["as itself"])]);
+
+      // A list without an address in it lets nobody in, and a filter that lets everybody in is noticed.
+      using filter = Netlink.open(NETLINK_NETFILTER);
+      const { gatewayMac } = c.guest.ledger.all("card")[0]!;
+      const [from, to] = [
+        { name: "nic0", index: index("nic0") },
+        { name: "r_nic0", index: index("r_nic0") },
+      ];
+      const closed = cardFence({ mac: card, gatewayMac }, from, to, []);
+      const open = closed.chains.map((chain, i) => ({
+        ...chain,
+        rules: [[forwardTo("", [to, from][i]!.index)]],
+      }));
+      replace(filter, { ...closed, chains: open });
+      expect(await talk()).toEqual([called(coming), called(going)]);
+      replace(filter, closed);
+      wire.send(frame(card, peer, "the last"));
+      expect((await guest.upTo("the last")).filter((f) => Buffer.from(f).includes("the last"))).toEqual([]);
+    }
+    const other = await up(newcomer());
+    await expect(router.assign(other.guest.uuid, "nic0")).rejects.toThrow("nic0 is assigned to guest");
+    await router.unassign(c.guest.uuid, card);
+    expect(names().sort()).toEqual(["lo", "nic0", "r_0", "r_1", "switch0"]);
+    await router.assign(other.guest.uuid, "nic0");
+    expect(names().sort()).toEqual(["lo", "r_0", "r_1", "switch0"]);
+    await down(other);
+    await down(c);
+    // One that ends gives it back as it was, and one that starts takes it again.
+    const again = await start([peer]);
+    expect(links(route).find((l) => l.name === "nic0")).toMatchObject({ up: true });
+    await down(again);
+    expect(links(route).find((l) => l.name === "nic0")).toMatchObject({ up: false, group: 0, flags: 0x1002 });
+    expect(ruleset()).toBe(show(routerRules(true)));
+    route.do([deleteLink("nic0")]);
+    expect(names()).toEqual(["lo"]);
   });
 
   test("containers come and go at the same time", async () => {
