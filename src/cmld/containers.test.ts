@@ -11,11 +11,15 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { judge } from "../../test/scd.ts";
 import { chain } from "../sys/error.ts";
 import { readDevice } from "./config.ts";
 import { Containers, type Surroundings, subordinateIds, uidStart } from "./containers.ts";
 
 const golden = new URL("../../test/data/golden/state/containers", import.meta.url).pathname;
+
+import { Trust } from "./trust.ts";
+
 const top = mkdtempSync(join(tmpdir(), "containers-test-"));
 afterAll(() => rmSync(top, { recursive: true }));
 
@@ -28,6 +32,7 @@ function fresh(more: Partial<Surroundings> = {}) {
   const store = new Containers({
     folder,
     device: unsigned,
+    trust: new Trust(judge(), more.device ?? unsigned, folder, () => false),
     provisioned: () => false,
     log: (l) => lines.push(l),
     ...more,

@@ -24,15 +24,13 @@ import {
   shownName,
 } from "./config.ts";
 import { ID_RANGE } from "./modules/users.ts";
+import { SIGNATURE_MAX, type Signature, signatureOf, type Trust } from "./trust.ts";
 
 /** First host id of range 0, and from range to range; as the original. */
 const IDS_START = 100_000;
 const IDS_STEP = 100_000;
 /** The last range ends below 2^32-1, which is no id (user_namespaces(7)). */
 const INDEX_MAX = Math.floor((2 ** 32 - 2 - ID_RANGE - IDS_START) / IDS_STEP);
-
-/** Signatures and certificate chains are a few KiB. */
-const SIGNATURE_MAX = 65_536;
 
 /** First host id of the range with this index; it has 65536. */
 export const uidStart = (index: number): number => IDS_START + IDS_STEP * index;
@@ -52,11 +50,6 @@ export interface Draft extends Read<proto.ContainerConfig, ContainerConfig> {
   readonly source: Uint8Array;
 }
 
-export interface Signature {
-  readonly signature: Uint8Array;
-  readonly certificate: Uint8Array;
-}
-
 /** Ids that somebody else has been given. */
 export interface Taken {
   readonly start: number;
@@ -67,6 +60,7 @@ export interface Surroundings {
   /** …/containers */
   readonly folder: string;
   readonly device: DeviceConfig;
+  readonly trust: Pick<Trust, "container">;
   provisioned(): boolean;
   log(line: string): void;
   /** Indices of containers that run, whatever has become of their files. */
@@ -121,6 +115,7 @@ export class Containers {
           if (!isUuid(uuid)) throw new Error("the name is no uuid in lower case");
           const source = await readBounded(join(folder, file), TEXT_MAX);
           if (!source) continue; // removed meanwhile
+          await this.#around.trust.container(source, await signatureOf(folder, uuid));
           const read = { source, ...readContainer(source, this.#rules(true)) };
           found.push({ uuid, read, created: await this.#created(uuid), index: await this.#index(uuid) });
         } catch (e) {
@@ -172,7 +167,8 @@ export class Containers {
     });
   }
 
-  /** Read and check what a client sent. Nothing is stored. `message` may still be changed (guestos_version). */
+  /** Read and check what a client sent, whose signature was judged. Nothing is stored. `message` may still be changed
+   * (guestos_version). */
   draft(source: Uint8Array): Draft {
     return { source, ...readContainer(source, this.#rules(false)) };
   }

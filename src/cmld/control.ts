@@ -14,7 +14,9 @@ import type { ContainerLife } from "./container.ts";
 import type { Stored } from "./containers.ts";
 import type { Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import type { GuestOs, Installation } from "./guestos.ts";
+import { NotProvisioning } from "./scd.ts";
 import type { Limits, Peer, Protocol } from "./socket.ts";
+import type { Signature, Trust } from "./trust.ts";
 
 type Request = proto.ControllerToDaemon;
 type Answer = proto.IDaemonToController;
@@ -56,8 +58,8 @@ export interface Daemon {
   status(c: Known): proto.IContainerStatus;
   /** As stored, with what is known only while it runs. */
   configuration(c: Known): proto.IContainerConfig;
-  create(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Known>;
-  update(c: Known, source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Known>;
+  create(source: Uint8Array, signed?: Signature): Promise<Known>;
+  update(c: Known, source: Uint8Array, signed?: Signature): Promise<Known>;
   /** Resolves when it is gone or, if it runs, has been killed and is going. */
   remove(c: Known): Promise<void>;
   wipe(c: Known): Promise<void>;
@@ -71,8 +73,10 @@ export interface Daemon {
   deviceAccess(c: Known, rule: string): Promise<void>;
   stats(c: Known): proto.IContainerStats;
 
+  /** Signatures, roots, the device's certificate. */
+  readonly trust: Pick<Trust, "registerRoot" | "registerLocalRoot" | "csr" | "acceptCertificate">;
   guestOses(): readonly GuestOs[];
-  push(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Installation>;
+  push(source: Uint8Array, signed?: Signature): Promise<Installation>;
   removeGuestOs(name: string): Promise<void>;
 
   deviceStats(): Promise<proto.IDeviceStats>;
@@ -233,8 +237,7 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
       const source = need(bytes(r.guestos_config_file), "guestos_config_file");
       const installation = await d.push(
         source,
-        bytes(r.guestos_config_signature),
-        bytes(r.guestos_config_certificate),
+        pair(r.guestos_config_signature, r.guestos_config_certificate),
       );
       installation.finished.catch(() => {}); // told below, also if the client is gone meanwhile
       await c.send(response(Response.GUESTOS_MGR_INSTALL_STARTED));
@@ -256,7 +259,7 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     failure: { code: Code.CONTAINER_CONFIG },
     async run(d, r) {
       const source = need(bytes(r.container_config_file), "container_config_file");
-      const c = await d.create(source, ...signed(r));
+      const c = await d.create(source, signed(r));
       return configOf(d, [c]);
     },
   },
@@ -268,8 +271,23 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
       return d.remove(c);
     }),
   },
-  [Command.REGISTER_LOCALCA]: { ...missing("verifying signatures"), guest: true },
-  [Command.REGISTER_NEWCA]: missing("verifying signatures"),
+  [Command.REGISTER_LOCALCA]: {
+    guest: true,
+    logged: true,
+    failure: response(Response.GUESTOS_MGR_REGISTER_CA_ERROR),
+    async run(d, r) {
+      await d.trust.registerLocalRoot(need(bytes(r.guestos_rootcert), "guestos_rootcert"));
+      return response(Response.GUESTOS_MGR_REGISTER_CA_OK);
+    },
+  },
+  [Command.REGISTER_NEWCA]: {
+    logged: true,
+    failure: response(Response.GUESTOS_MGR_REGISTER_CA_ERROR),
+    async run(d, r) {
+      await d.trust.registerRoot(need(bytes(r.guestos_rootcert), "guestos_rootcert"));
+      return response(Response.GUESTOS_MGR_REGISTER_CA_OK);
+    },
+  },
   [Command.REMOVE_GUESTOS]: {
     logged: true,
     failure: FAILED,
@@ -309,15 +327,24 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     run: (d) => ({ code: Code.DEVICE_PROVISIONED_STATE, device_is_provisioned: d.provisioned }),
   },
   [Command.DESTROY_SYSTEM]: { ...missing("clearing the TPM"), provisioned: true },
-  // Without scd there is no request to sign: the answer has no such field, as the original's when scd says no.
+  // Where scd says no there is an answer without the field, as the original's.
   [Command.PULL_DEVICE_CSR]: {
-    failure: FAILED,
-    run: () => ({
-      code: Code.DEVICE_CSR,
-      error_text: "scd, which makes the device's keys, is not available yet",
-    }),
+    failure: { code: Code.DEVICE_CSR },
+    run: async (d) => ({ code: Code.DEVICE_CSR, device_csr: await d.trust.csr() }),
   },
-  [Command.PUSH_DEVICE_CERT]: missing("scd, which keeps the device's certificate,"),
+  [Command.PUSH_DEVICE_CERT]: {
+    logged: true,
+    failure: response(Response.DEVICE_CERT_ERROR),
+    async run(d, r) {
+      try {
+        await d.trust.acceptCertificate(need(bytes(r.device_cert), "device_cert"));
+      } catch (e) {
+        if (e instanceof NotProvisioning) throw new Refused(Response.DEVICE_PROVISIONING_ERROR, e.message);
+        throw e;
+      }
+      return response(Response.DEVICE_CERT_OK);
+    },
+  },
   [Command.CHANGE_DEVICE_PIN]: {
     failure: UNSUPPORTED,
     run: () => refused(Response.CMD_UNSUPPORTED, "there is no device PIN any more"),
@@ -386,7 +413,7 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     async run(d, r) {
       const c = one(d, r);
       const source = need(bytes(r.container_config_file), "container_config_file");
-      return configOf(d, [await d.update(c, source, ...signed(r))]);
+      return configOf(d, [await d.update(c, source, signed(r))]);
     },
   },
   [Command.CONTAINER_CHANGE_TOKEN_PIN]: {
@@ -447,10 +474,11 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
 const nameOf = (c: Known): string => shownName(c.config.name);
 
 /** Signature and certificate count as a pair only. */
-const signed = (r: Request): [Uint8Array?, Uint8Array?] => {
-  const pair = [bytes(r.container_config_signature), bytes(r.container_config_certificate)] as const;
-  return pair[0] && pair[1] ? [pair[0], pair[1]] : [];
-};
+function pair(first: Uint8Array | undefined, second: Uint8Array | undefined): Signature | undefined {
+  const [signature, certificate] = [bytes(first), bytes(second)];
+  return signature && certificate && { signature, certificate };
+}
+const signed = (r: Request) => pair(r.container_config_signature, r.container_config_certificate);
 
 const UP = new Set(["RUNNING", "BOOTING", "SETUP", "REBOOTING", "STARTING"]);
 

@@ -28,9 +28,11 @@ import type { Host, Module } from "./module.ts";
 import { childGroupOf } from "./modules/cgroups.ts";
 import * as devices from "./modules/devices.ts";
 import { volumeFile, volumeSize } from "./modules/volumes.ts";
+import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
+import { type Signature, Trust } from "./trust.ts";
 
 const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
 const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;
@@ -62,6 +64,7 @@ export interface Machine {
   readonly device: DeviceConfig;
   readonly modules: readonly Module[];
   readonly store: Store;
+  readonly scd: Scd;
   readonly log: Log;
   readonly exec: Exec;
   readonly network: Network;
@@ -88,6 +91,7 @@ export class Manager implements Daemon {
   readonly #m: Machine;
   readonly #store: Containers;
   readonly #oses: GuestOses;
+  readonly trust: Trust;
   readonly #around: Surroundings;
   #all = new Map<string, Managed>();
   /** What a configuration was bound to last: chosen when it is loaded and again before a start. */
@@ -103,9 +107,11 @@ export class Manager implements Daemon {
   constructor(machine: Machine) {
     this.#m = machine;
     const { host, device, log, store } = machine;
+    this.trust = new Trust(machine.scd, device, host.base, () => this.#provisioned);
     this.#store = new Containers({
       folder: join(host.base, "containers"),
       device,
+      trust: this.trust,
       provisioned: () => this.#provisioned,
       log: (line) => log.warn(line),
       taken: machine.taken,
@@ -114,6 +120,7 @@ export class Manager implements Daemon {
     this.#oses = new GuestOses({
       folder: join(host.base, "operatingsystems"),
       device,
+      trust: this.trust,
       log: (line) => log.warn(line),
       users: (name, version) =>
         [...this.#all.values()]
@@ -372,11 +379,6 @@ export class Manager implements Daemon {
     return now ? { ...message, vnet_configs: now } : message;
   }
 
-  #unsigned(): void {
-    if (this.#m.device.signed_configs)
-      throw new Error("signatures can't be verified yet: only with signed_configs: false in device.conf");
-  }
-
   /** Refuse what has no GuestOS or no room, before anything is stored. */
   async #check(draft: Draft, imageDir?: string): Promise<GuestOs> {
     const os = await this.#oses.select(draft.config);
@@ -397,27 +399,27 @@ export class Manager implements Daemon {
     return os;
   }
 
-  async create(source: Uint8Array): Promise<Known> {
-    this.#unsigned();
+  async create(source: Uint8Array, signed?: Signature): Promise<Known> {
+    await this.trust.container(source, signed);
     const draft = this.#store.draft(source);
     await this.#check(draft);
     devices.checkClaims({ host: this.#m.host, uuid: "" }, draft.config);
     if ([...this.#all.values()].some((c) => c.config.name === draft.config.name))
       this.#m.log.warn(`a container named ${shownName(draft.config.name)} exists already: name them by uuid`);
-    const c = this.#add(await this.#store.create(draft));
+    const c = this.#add(await this.#store.create(draft, signed));
     await this.#rebind(c);
     this.#m.log.info(`${shownName(c.config.name)}: created, ${c.uuid}`);
     this.#tell(c, c.state);
     return c;
   }
 
-  async update(known: Known, source: Uint8Array): Promise<Known> {
-    this.#unsigned();
+  async update(known: Known, source: Uint8Array, signed?: Signature): Promise<Known> {
     const c = this.#managed(known);
+    await this.trust.container(source, signed);
     const draft = this.#store.draft(source);
     await this.#check(draft, c.imageDir);
     devices.checkClaims({ host: this.#m.host, uuid: c.uuid }, draft.config);
-    const stored = await this.#store.update(c.uuid, draft);
+    const stored = await this.#store.update(c.uuid, draft, signed);
     this.#apply(c, stored);
     await this.#rebind(c);
     this.#m.log.info(
@@ -594,8 +596,8 @@ export class Manager implements Daemon {
     return this.#oses.all();
   }
 
-  async push(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Installation> {
-    const { os, finished } = await this.#oses.push(source, signature, certificate);
+  async push(source: Uint8Array, signed?: Signature): Promise<Installation> {
+    const { os, finished } = await this.#oses.push(source, signed);
     const title = `${os.config.name}-${os.config.version}`;
     return {
       os,

@@ -15,6 +15,7 @@ import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { noNetwork } from "../../test/network.ts";
 import { recorded } from "../../test/replay.ts";
+import { judge } from "../../test/scd.ts";
 import { print } from "../lib/text.ts";
 import { Journal } from "../sys/journal.ts";
 import { checkDevice } from "./config.ts";
@@ -88,6 +89,7 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
       forget: () => {},
       exitOf: async () => undefined,
     },
+    scd: judge(),
     log: new Journal({ name: LOG_NAME, directory: logs }),
     exec,
     network: noNetwork,

@@ -12,9 +12,12 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { judge } from "../../test/scd.ts";
 import { chain } from "../sys/error.ts";
 import { readContainer, readDevice } from "./config.ts";
 import { GuestOses, hashFile, titleOf } from "./guestos.ts";
+
+import { Trust } from "./trust.ts";
 
 const top = mkdtempSync(join(tmpdir(), "guestos-test-"));
 afterAll(() => rmSync(top, { recursive: true }));
@@ -42,7 +45,8 @@ async function fresh(used: Record<string, string[]> = {}, settings = device) {
           : [],
     );
   const make = async () => {
-    const store = new GuestOses({ folder, device: settings, log: (l) => lines.push(l), users });
+    const trust = new Trust(judge(), settings, folder, () => false);
+    const store = new GuestOses({ folder, device: settings, trust, log: (l) => lines.push(l), users });
     await store.load();
     return store;
   };
@@ -193,5 +197,5 @@ test("core0's own is not removed, and unsigned ones only where device.conf says 
   await install(core.store, conf(1));
   expect(await core.store.remove("debian").catch(chain)).toBe("guest_os debian is core0's");
   const strict = await fresh({}, readDevice(Buffer.from("")).config);
-  expect(await strict.store.push(conf(1)).catch(chain)).toContain("only with signed_configs: false");
+  expect(await strict.store.push(conf(1)).catch(chain)).toContain("it has no signature: sign it");
 });

@@ -19,6 +19,7 @@ import {
   readGuestOs,
   SHIPPED,
 } from "./config.ts";
+import { type Signature, signatureOf, type Trust } from "./trust.ts";
 
 const { COPY, FLASH } = proto.GuestOSMount.Type;
 
@@ -44,6 +45,7 @@ export interface Surroundings {
   /** …/operatingsystems */
   readonly folder: string;
   readonly device: DeviceConfig;
+  readonly trust: Pick<Trust, "guestOs">;
   log(line: string): void;
   /** Names of the containers that use a version of it, or exactly this one. */
   users(name: string, version?: number): readonly string[];
@@ -97,7 +99,7 @@ export class GuestOses {
 
   /** Read the folder. What could not be loaded is in the log. */
   async load(): Promise<void> {
-    const { folder, log, device } = this.#around;
+    const { folder, log, trust } = this.#around;
     await mkdir(folder, { recursive: true, mode: 0o700 });
     await sweep(folder);
     const found: GuestOs[] = [];
@@ -105,14 +107,13 @@ export class GuestOses {
       if (!file.endsWith(".conf")) continue;
       const title = file.slice(0, -".conf".length);
       try {
-        if (device.signed_configs)
-          throw new Error("signatures can't be verified yet, and device.conf says signed_configs: true");
         const images = join(folder, title);
         if (!(await lstat(images)).isDirectory()) throw new Error(`${images} is no folder`);
         await sweep(images);
         const source = await readBounded(join(folder, file), TEXT_MAX);
         if (!source) continue; // removed meanwhile
-        const os = { ...readGuestOs(source), folder: images, trust: proto.ContainerTrust.UNSIGNED };
+        const whose = await trust.guestOs(source, await signatureOf(folder, title));
+        const os = { ...readGuestOs(source), folder: images, trust: whose };
         if (titleOf(os) !== title) throw new Error(`it describes ${titleOf(os)}`);
         found.push(os);
       } catch (e) {
@@ -183,10 +184,9 @@ export class GuestOses {
   // --- installation --------------------------------------------------------------------
 
   /** Accept a configuration; its images are checked, or fetched, after this has resolved. */
-  async push(source: Uint8Array, signature?: Uint8Array, certificate?: Uint8Array): Promise<Installation> {
-    const { device, folder } = this.#around;
-    if (device.signed_configs)
-      throw new Error("signatures can't be verified yet: only with signed_configs: false in device.conf");
+  async push(source: Uint8Array, signed?: Signature): Promise<Installation> {
+    const { trust, folder } = this.#around;
+    const whose = await trust.guestOs(source, signed);
     const read = readGuestOs(source);
     const title = titleOf(read);
     const { name, version } = read.config;
@@ -197,11 +197,13 @@ export class GuestOses {
       let os = this.find(name, version);
       const isNew = !os;
       if (!os) {
-        os = { ...read, folder: join(folder, title), trust: proto.ContainerTrust.UNSIGNED };
+        os = { ...read, folder: join(folder, title), trust: whose };
         await this.#space(os);
         await mkdir(os.folder, { recursive: true, mode: 0o755 });
-        if (signature) await writeAtomic(join(folder, `${title}.sig`), signature);
-        if (certificate) await writeAtomic(join(folder, `${title}.cert`), certificate);
+        if (signed) {
+          await writeAtomic(join(folder, `${title}.sig`), signed.signature);
+          await writeAtomic(join(folder, `${title}.cert`), signed.certificate);
+        }
         await writeAtomic(join(folder, `${title}.conf`), source);
         this.#all.push(os);
       }

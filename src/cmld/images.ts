@@ -1,6 +1,7 @@
 // Read-only images of a GuestOS, mounted once and shared: one loop device per image, one superblock, a fresh mount
 // (30 µs instead of 1 ms) for every container that uses it.
 import { statSync } from "node:fs";
+import { idsFrom } from "../run/ids.ts";
 import {
   MOUNT_ATTR_IDMAP,
   MOUNT_ATTR_NOATIME,
@@ -20,8 +21,9 @@ import { Fd } from "../sys/fd.ts";
 import { attachLoop, type Loop } from "../sys/loop.ts";
 import { mountAsFd } from "../sys/mounts.ts";
 import { attempt, now } from "../sys/now.ts";
+import { ID_RANGE } from "./modules/users.ts";
 import { mountOver, type Range } from "./overlay.ts";
-import { idsFrom, mountShifted, type Shifted, shift } from "./ownership.ts";
+import { mountShifted, type Shifted, shift } from "./ownership.ts";
 
 const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
 
@@ -130,7 +132,7 @@ export async function writableImage(
 }
 
 async function mappedImage({ path, type, data }: Source, uidStart: number): Promise<Fd> {
-  using ids = await idsFrom(uidStart);
+  using ids = await idsFrom(uidStart, ID_RANGE);
   using failed = new DisposableStack();
   const mount = failed.use(sharedImage(path, type, data));
   now(mountSetattr(mount.n, MOUNT_ATTR_IDMAP, 0, ids.n));

@@ -24,6 +24,7 @@ import { ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
 import { withoutEffectHere } from "./pending.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
+import { ScdClient } from "./scd.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
 import { openStore } from "./store.ts";
 
@@ -181,7 +182,13 @@ async function run(at: Places, debug: boolean): Promise<number> {
     claims: () => manager.claims(),
     warn: (line) => log.warn(line),
   });
+  using scd = new ScdClient({
+    base: at.base,
+    socket: join(dirname(at.socket), "cml-scd_control"),
+    log: (line) => log.info(line),
+  });
   manager = new Manager({
+    scd,
     host,
     device,
     modules: [...modules, doorway(open)],

@@ -6,18 +6,16 @@
 // On these kernels the layers of an overlay must be attached somewhere, so they are in a mount namespace of their own,
 // which a descriptor keeps alive. A container gets a mount of a new overlay, made there, attached nowhere. Its writable
 // layer is part of the same overlay, since the kernel stacks two overlays at most and a guest brings its own.
-import { writeFileSync } from "node:fs";
 import { chmod, lchown, lstat, readdir } from "node:fs/promises";
-import { elsewhere, launch, reap } from "../run/launch.ts";
+import { idsFrom } from "../run/ids.ts";
+import { elsewhere } from "../run/launch.ts";
 import * as sys from "../sys/calls.ts";
 import { EINVAL, ENODATA, EOPNOTSUPP, SysError } from "../sys/error.ts";
-import { Fd, pipe } from "../sys/fd.ts";
+import type { Fd } from "../sys/fd.ts";
 import { mem, Struct } from "../sys/mem.ts";
 import { mountSteps } from "../sys/mounts.ts";
 import { attempt, now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
-import { ended } from "../sys/poll.ts";
-import { kill, SIGKILL } from "../sys/process.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { ATTRIBUTES, deliver, spare, writableSteps } from "./overlay.ts";
 
@@ -38,30 +36,10 @@ export async function mapsIds(type: string, mount: Fd): Promise<boolean> {
 }
 
 async function ask(mount: Fd): Promise<boolean> {
-  using ids = await idsFrom(1);
+  using ids = await idsFrom(1, ID_RANGE);
   const result = attempt(sys.mountSetattr(mount.n, sys.MOUNT_ATTR_IDMAP, 0, ids.n));
   if (result < 0 && result !== -EINVAL) throw new SysError(-result, "mapping the ids of a mount");
   return result >= 0;
-}
-
-/** A user namespace whose ids are the range that begins with `uidStart`, for mounts to be mapped by. */
-export async function idsFrom(uidStart: number): Promise<Fd> {
-  const gate = pipe();
-  using read = gate.read;
-  using write = gate.write;
-  const child = launch([sys.close(write.n), sys.wait(read.n), sys.exit(0)], sys.CLONE_NEWUSER);
-  using pidfd = child.pidfd;
-  const over = child.started().catch(() => {});
-  try {
-    for (const map of ["uid_map", "gid_map"])
-      writeFileSync(`/proc/${child.pid}/${map}`, `0 ${uidStart} ${ID_RANGE}\n`);
-    return new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${child.pid}/ns/user`, sys.O_RDONLY)));
-  } finally {
-    kill(pidfd, SIGKILL);
-    await ended(pidfd);
-    reap(pidfd);
-    await over;
-  }
 }
 
 const [FS, MNT] = [new Reg(0), new Reg(1)];

@@ -4,10 +4,19 @@ import { join } from "node:path";
 /** Files inside a compiled executable have paths below this. */
 const INSIDE = "/$bunfs/";
 
+const compiled = import.meta.path.startsWith(INSIDE);
+const sources = join(import.meta.dir, "../..");
+
+/** The files and folders that it consists of. */
+export const ownFiles = (): string[] => [
+  process.execPath,
+  ...(compiled ? [] : [sources, join(sources, "node_modules")]),
+];
+
 /** argv of `cml PROGRAM …`: the executable that runs, or the runtime with our source when it is not compiled. */
 export const own = (program: string, ...args: string[]): string[] => [
   process.execPath,
-  ...(import.meta.path.startsWith(INSIDE) ? [] : [join(import.meta.dir, "../main.ts")]),
+  ...(compiled ? [] : [join(sources, "src/main.ts")]),
   program,
   ...args,
 ];

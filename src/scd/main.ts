@@ -6,7 +6,6 @@ import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { DaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { BadMessage } from "../lib/protobuf.ts";
-import { must } from "../run/command.ts";
 import { own } from "../run/self.ts";
 import { SOCK_SEQPACKET } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
@@ -14,7 +13,7 @@ import type { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { accepting, bindAt } from "../sys/listen.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
-import { supervisor } from "../sys/supervisor.ts";
+import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Device } from "./device.ts";
 import { answer, type Surroundings } from "./requests.ts";
 
@@ -60,6 +59,12 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
   );
 }
 
+/** Whoever starts us hands the socket over; alone, we make it. */
+function controlSocket(path: string): Fd {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+  return bindAt(path, 0o700, BACKLOG, SOCK_SEQPACKET);
+}
+
 /** A device's first key is made beside everything else, once the machine has come up: it costs a processor for seconds. */
 const FIRST_KEY_MS = 5_000;
 
@@ -71,7 +76,11 @@ function setUpDevice(device: Device, base: string, log: Log): void {
   }
   setTimeout(() => {
     log.info("making the device's key");
-    must(own("scd", "--first-key", base)).then(() => log.info("the device's key is made"), failed);
+    const made = Bun.spawn(own("scd", "--first-key", base), { stdio: ["ignore", "inherit", "inherit"] });
+    made.exited.then((status) => {
+      if (status === 0) log.info("the device's key is made");
+      else failed(new Error(`exit status ${status}`));
+    }, failed);
   }, FIRST_KEY_MS);
 }
 
@@ -101,11 +110,10 @@ export async function main(args: string[]): Promise<number> {
   }
   const above = supervisor();
   const log = new Journal({ name: "scd", console: 1, debug: false });
-  mkdirSync(dirname(values.socket), { recursive: true, mode: 0o755 });
   const readable = [join(base, "operatingsystems"), join(base, "containers")];
   const around: Surroundings = { tokens, readable, device };
   let connections = 0;
-  const listening = bindAt(values.socket, 0o700, BACKLOG, SOCK_SEQPACKET);
+  const listening = [...inherited(() => true).values()].flat()[0] ?? controlSocket(values.socket);
   accepting(listening, (connection) => {
     if (connections >= CONNECTIONS_MAX) {
       log.warn(`${connections} connections are open: another one is refused`);

@@ -17,6 +17,7 @@ export const LD_ABS = 0x20; // BPF_LD | BPF_W | BPF_ABS
 export const JA = 0x05;
 export const JEQ = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 export const JGE = 0x35;
+const JSET = 0x45;
 export const RET = 0x06;
 
 // linux/seccomp.h
@@ -30,11 +31,10 @@ const NR_AT = 0;
 const ARCH_AT = 4;
 const ARG_AT = (n: number): number => 16 + 8 * n;
 
-/** An argument of which the kernel uses 32 bits is one of some values. */
-export interface Test {
-  readonly arg: number;
-  readonly in: readonly number[];
-}
+/** An argument of which the kernel uses 32 bits is one of some values, or has none of some bits. */
+export type Test =
+  | { readonly arg: number; readonly in: readonly number[] }
+  | { readonly arg: number; readonly without: number };
 
 /** A verdict, or one that depends on an argument. */
 export type Verdict = number | { readonly when: Test; readonly yes: number; readonly no: number };
@@ -45,6 +45,8 @@ const ret = (verdict: number): Instruction => op(RET, verdict);
 function leaf(verdict: Verdict): Instruction[] {
   if (typeof verdict === "number") return [ret(verdict)];
   const { when, yes, no } = verdict;
+  if ("without" in when)
+    return [op(LD_ABS, ARG_AT(when.arg)), op(JSET, when.without, 1, 0), ret(yes), ret(no)];
   const n = when.in.length;
   return [
     op(LD_ABS, ARG_AT(when.arg)),

@@ -17,6 +17,7 @@ import { delegate, make, remove } from "../../src/sys/cgroup.ts";
 import type { Fd } from "../../src/sys/fd.ts";
 import { Journal } from "../../src/sys/journal.ts";
 import { noNetwork } from "../network.ts";
+import { judge } from "../scd.ts";
 import { Client, Command, installBusybox } from "./daemon.ts";
 
 const WEB = "11111111-2222-4333-8444-555555555555";
@@ -58,6 +59,7 @@ async function device(core0 = true) {
     device: config,
     modules: [...modules.filter((m) => m.name !== "network"), doorway(open)],
     store: { keep() {}, kept: () => undefined, names: () => [], forget() {}, exitOf: async () => undefined },
+    scd: judge(),
     log,
     exec: () => {
       throw new Error("not here");

@@ -110,14 +110,18 @@ export class Cmld implements AsyncDisposable {
       /** Lines of the GuestOS' configuration. */
       readonly guestos?: string;
       readonly env?: Record<string, string>;
+      /** Lines of device.conf about signatures. */
+      readonly device?: string;
+      /** What else belongs into the data folder. */
+      readonly prepare?: (base: string) => Promise<void>;
     } = {},
   ): Promise<Cmld> {
-    const { guestos = "", env = {} } = options;
+    const { guestos = "", env = {}, device = "signed_configs: false\n" } = options;
     const folder = mkdtempSync(join(tmpdir(), "cmld-"));
     chmodSync(folder, 0o755); // the containers' ids pass through it
     installBusybox(join(folder, "base/operatingsystems"), inittab, guestos);
-    const configuration = "hostedmode: true\nsigned_configs: false\ntpm_enabled: false\n";
-    writeFileSync(join(folder, "base/device.conf"), configuration);
+    writeFileSync(join(folder, "base/device.conf"), `hostedmode: true\ntpm_enabled: false\n${device}`);
+    await options.prepare?.(join(folder, "base"));
     const at = (name: string) => join(folder, name);
     const places = ["--base", at("base"), "--run", at("run"), "--logs", at("logs"), "--socket", at("socket")];
     const cmld = new Cmld(folder, [process.execPath, "src/main.ts", "cmld", ...places], env);

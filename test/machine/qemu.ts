@@ -90,6 +90,8 @@ export class Vm implements AsyncDisposable {
     const socket = (id: string) => `socket,id=${id},path=${this.#folder}/${id},server=on,wait=off`;
     this.#process = Bun.spawn(
       [
+        // A test that is killed must not leave its machine running: setpriv(1).
+        ...["setpriv", "--pdeathsig", "KILL"],
         "qemu-system-x86_64",
         ...base(machine),
         ...["-serial", "stdio"],

@@ -1,0 +1,250 @@
+// Our side of scd: it is started when it is first needed, in a room of its own (src/run/confined.ts), and asked in the
+// words of proto/scd.proto. Its socket is ours and stays open: when scd ends, whoever waited is asked again by the next.
+import { mkdirSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
+import { confined } from "../run/confined.ts";
+import { type Ended, reap } from "../run/launch.ts";
+import { own } from "../run/self.ts";
+import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
+import { chain } from "../sys/error.ts";
+import { Fd, pipe } from "../sys/fd.ts";
+import { bindAt } from "../sys/listen.ts";
+import { now } from "../sys/now.ts";
+import { receiving, sendPacket } from "../sys/packets.ts";
+import { ended } from "../sys/poll.ts";
+import { kill, SIGTERM } from "../sys/process.ts";
+
+const Ask = DaemonToToken.Code;
+const Say = TokenToDaemon.Code;
+
+/** Whose signature something has. */
+export type Trust = "SIGNED" | "LOCALLY_SIGNED";
+
+/** What cmld asks scd. Each rejects with scd's reason, one line. */
+export interface Scd {
+  verify(
+    data: Uint8Array,
+    signature: Uint8Array,
+    certificates: Uint8Array,
+    ignoreTime: boolean,
+  ): Promise<Trust>;
+  /** Hexadecimal digest of the file that is open, which is called `name` in logs. */
+  hash(file: Fd, name: string, algorithm: "sha1" | "sha256"): Promise<string>;
+  /** The request for the device's certificate (PEM). */
+  csr(): Promise<Uint8Array>;
+  /** Replace the device's certificate (PEM). */
+  accept(certificate: Uint8Array): Promise<void>;
+}
+
+/** scd does not do this now, and nothing is wrong: the device's certificate is settled. */
+export class NotProvisioning extends Error {}
+
+/** spec/security.md 0.3: the ids after those of the host's users, before the containers'. */
+const ID = 65537;
+const BACKLOG = 8;
+/** Questions at a time: fewer than fit into the backlog. */
+const AT_ONCE = 4;
+/** An scd that ends while it is asked is asked again so often. */
+const TRIES = 3;
+/** Time between two starts. */
+const PAUSE_MS = 500;
+const ENVIRONMENT = [
+  "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+  "HOME=/tmp",
+  "LC_ALL=C.UTF-8",
+  "TZ=UTC",
+  "BUN_JSC_useDFGJIT=0",
+  "BUN_JSC_useConcurrentJIT=0",
+  "BUN_JSC_forceRAMSize=67108864",
+];
+const ALGORITHMS = { sha1: HashAlgo.SHA1, sha256: HashAlgo.SHA256 } as const;
+
+export interface Places {
+  /** The data folder. */
+  readonly base: string;
+  /** …/cml-scd_control */
+  readonly socket: string;
+  log(line: string): void;
+}
+
+export class ScdClient implements Scd, Disposable {
+  readonly #at: Places;
+  readonly #listening: Fd;
+  #process: Fd | undefined;
+  #starting: Promise<void> | undefined;
+  #last = Number.NEGATIVE_INFINITY;
+  #busy = 0;
+  readonly #queue: (() => void)[] = [];
+
+  constructor(at: Places) {
+    this.#at = at;
+    mkdirSync(dirname(at.socket), { recursive: true, mode: 0o755 });
+    this.#listening = bindAt(at.socket, 0o700, BACKLOG, SOCK_SEQPACKET);
+  }
+
+  async verify(
+    data: Uint8Array,
+    signature: Uint8Array,
+    certificates: Uint8Array,
+    ignoreTime: boolean,
+  ): Promise<Trust> {
+    const answer = await this.#ask({
+      code: Ask.CRYPTO_VERIFY_BUF,
+      hash_algo: HashAlgo.SHA512,
+      verify_data_buf: data,
+      verify_sig_buf: signature,
+      verify_cert_buf: certificates,
+      verify_ignore_time: ignoreTime,
+    });
+    if (answer.code === Say.CRYPTO_VERIFY_GOOD) return "SIGNED";
+    if (answer.code === Say.CRYPTO_VERIFY_LOCALLY_SIGNED) return "LOCALLY_SIGNED";
+    throw refusal(answer);
+  }
+
+  async hash(file: Fd, name: string, algorithm: "sha1" | "sha256"): Promise<string> {
+    const request = { code: Ask.CRYPTO_HASH_FILE, hash_algo: ALGORITHMS[algorithm], hash_file: name };
+    const answer = await this.#ask(request, file);
+    if (answer.code !== Say.CRYPTO_HASH_OK || !answer.hash_value) throw refusal(answer);
+    return Buffer.from(answer.hash_value).toString("hex");
+  }
+
+  async csr(): Promise<Uint8Array> {
+    const answer = await this.#ask({ code: Ask.PULL_DEVICE_CSR });
+    if (answer.code !== Say.DEVICE_CSR || !answer.device_csr) throw refusal(answer);
+    return answer.device_csr;
+  }
+
+  async accept(certificate: Uint8Array): Promise<void> {
+    const answer = await this.#ask({ code: Ask.PUSH_DEVICE_CERT, device_cert: certificate });
+    if (answer.code !== Say.DEVICE_CERT_OK) throw refusal(answer);
+  }
+
+  async #ask(request: IDaemonToToken, file?: Fd): Promise<TokenToDaemon> {
+    if (this.#busy >= AT_ONCE) await new Promise<void>((resolve) => this.#queue.push(resolve));
+    this.#busy++;
+    try {
+      const bytes = DaemonToToken.encode(request);
+      for (let tried = 1; ; tried++) {
+        await this.#start();
+        const answer = await exchange(this.#at.socket, bytes, file);
+        if (answer) return answer;
+        if (tried === TRIES) throw new Error(`scd has ended ${TRIES} times over one question`);
+      }
+    } finally {
+      this.#busy--;
+      this.#queue.shift()?.();
+    }
+  }
+
+  /** Resolves when there is an scd, running or about to. */
+  #start(): Promise<void> {
+    if (this.#process) return Promise.resolve();
+    this.#starting ??= this.#launch().finally(() => {
+      this.#starting = undefined;
+    });
+    return this.#starting;
+  }
+
+  async #launch(): Promise<void> {
+    const { base, log } = this.#at;
+    const soon = this.#last + PAUSE_MS - performance.now();
+    if (soon > 0) await new Promise((resolve) => setTimeout(resolve, soon));
+    this.#last = performance.now();
+    const [tokens, ...readable] = ["tokens", "operatingsystems", "containers"].map((name) =>
+      join(base, name),
+    );
+    for (const folder of [tokens!, ...readable]) await mkdir(folder, { recursive: true, mode: 0o700 });
+    const out = pipe();
+    try {
+      const child = await confined({
+        id: ID,
+        argv: own("scd", base),
+        env: ENVIRONMENT,
+        writable: [tokens!],
+        readable,
+        listening: this.#listening,
+        output: out.write.n,
+        mortal: true,
+      });
+      this.#process = child.pidfd;
+      void ended(child.pidfd).then(() => this.#ended(child.pidfd));
+      void lines(out.read, (line) => log(`scd: ${line}`));
+      await child.started();
+    } catch (cause) {
+      out.read.close();
+      throw new Error("start scd", { cause });
+    } finally {
+      out.write.close();
+    }
+  }
+
+  #ended(pidfd: Fd): void {
+    const how: Ended = reap(pidfd) ?? {};
+    pidfd.close();
+    this.#process = undefined;
+    const why = how.signal === undefined ? `with status ${how.status}` : `by signal ${how.signal}`;
+    this.#at.log(`scd has ended ${why}; the next question starts it again`);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#process) kill(this.#process, SIGTERM);
+    this.#listening.close();
+  }
+}
+
+function refusal(answer: TokenToDaemon): Error {
+  const line = answer.error_text || `scd: ${Say[answer.code] ?? answer.code}`;
+  return answer.code === Say.DEVICE_PROV_ERROR ? new NotProvisioning(line) : new Error(line);
+}
+
+/** One question on a connection of its own; undefined if scd has ended over it. */
+function exchange(
+  path: string,
+  request: Uint8Array,
+  file: Fd | undefined,
+): Promise<TokenToDaemon | undefined> {
+  const fd = new Fd(now(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)));
+  return new Promise((resolve, reject) => {
+    try {
+      now(connectUnix(fd.n, path));
+      sendPacket(fd, request, file);
+    } catch (e) {
+      fd.close();
+      reject(e);
+      return;
+    }
+    let answer: TokenToDaemon | undefined;
+    const connection = receiving(
+      fd,
+      ({ bytes, fd: other }) => {
+        other?.close();
+        answer = TokenToDaemon.decode(bytes);
+        connection[Symbol.dispose]();
+      },
+      (reason) => {
+        fd.close();
+        if (reason !== undefined && !answer) reject(new Error(`scd: ${chain(reason)}`, { cause: reason }));
+        else resolve(answer);
+      },
+    );
+  });
+}
+
+async function lines(from: Fd, say: (line: string) => void): Promise<void> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  try {
+    for await (const chunk of Bun.file(from.n).stream()) {
+      const [last, ...whole] = (rest + decoder.decode(chunk, { stream: true })).split("\n").reverse();
+      for (const line of whole.reverse()) say(line);
+      rest = last!.slice(0, LINE_MAX);
+    }
+  } finally {
+    from.close();
+  }
+}
+
+/** A line without an end is cut here. */
+const LINE_MAX = 4096;

@@ -1,0 +1,220 @@
+// A daemon in a room of its own: its own user, namespaces and system calls; of the machine's files it sees the programs
+// (read-only), and the folders that it is given. No network. Who starts it hands it its listening socket, so that
+// nothing is lost while it is started again.
+import { lstatSync, readlinkSync, realpathSync } from "node:fs";
+import { chown, readdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { compile, errnoVerdict, fprog, RET_ALLOW, type Verdict } from "../sys/bpf.ts";
+import * as sys from "../sys/calls.ts";
+import { EINVAL, SysError } from "../sys/error.ts";
+import { Fd } from "../sys/fd.ts";
+import { Struct } from "../sys/mem.ts";
+import { attempt, now } from "../sys/now.ts";
+import { NR } from "../sys/numbers.ts";
+import { type Call, type Op, Reg } from "../sys/op.ts";
+import { SIGKILL } from "../sys/process.ts";
+import { idsFrom } from "./ids.ts";
+import { type Child, launch } from "./launch.ts";
+import { ownFiles } from "./self.ts";
+
+export interface Confinement {
+  /** An id of the host that nothing else has; user and group. */
+  readonly id: number;
+  readonly argv: readonly string[];
+  readonly env: readonly string[];
+  /** Folders of the machine, at the same path inside: written to, … */
+  readonly writable: readonly string[];
+  /** … and only read, no programs among them. */
+  readonly readable: readonly string[];
+  /** Becomes descriptor 3, as sd_listen_fds(3) says. */
+  readonly listening: Fd;
+  /** Standard output and error: a pipe, which will belong to the daemon. */
+  readonly output: number;
+  /** Whether it ends with whoever started it. */
+  readonly mortal: boolean;
+}
+
+/** Where programs and libraries are on any Linux system; what a system lacks, it lacks. */
+const PROGRAMS = ["/usr", "/lib", "/lib64", "/bin", "/sbin"];
+const DEVICES = ["null", "zero", "full", "random", "urandom", "hwrng"];
+/** What the machine says it is (spec/security.md 1.4). */
+const DMI = "/sys/devices/virtual/dmi/id";
+
+/** Everything a daemon of ours does once it runs; measured, and nothing that makes a namespace, a mount or a trace. */
+const CALLS = (
+  "access arch_prctl brk close close_range dup dup2 dup3 pipe epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 eventfd2 execve " +
+  "accept4 bind connect exit exit_group faccessat faccessat2 fallocate fchmod fchmodat fcntl fdatasync flock fstat fstatfs fsync " +
+  "ftruncate futex getcwd getdents64 getegid geteuid getgid getpeername getpid getppid getrandom getsockname getsockopt gettid getuid " +
+  "getitimer setitimer getpriority kill linkat listen lseek madvise membarrier memfd_create mincore mkdir mkdirat mlock mmap mprotect mremap " +
+  "munlock munmap nanosleep clock_nanosleep clock_gettime clock_getres newfstatat open openat openat2 pipe2 poll ppoll pread64 preadv preadv2 " +
+  "prlimit64 pwrite64 pwritev read readlink readlinkat readv recvfrom recvmsg rename renameat renameat2 restart_syscall " +
+  "rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_getparam sched_getscheduler " +
+  "sched_setaffinity sched_setscheduler sched_yield sendmsg sendto set_robust_list set_tid_address setpriority setsockopt shutdown sigaltstack stat statfs " +
+  "statx symlinkat sysinfo tgkill times timerfd_create timerfd_settime umask uname unlink unlinkat utimensat vfork wait4 waitid write writev"
+).split(" ") as Call[];
+
+const [EPERM, ENOSYS] = [1, 38];
+const AF_UNIX = 1;
+/** linux/sched.h: every CLONE_NEW… flag that clone(2) takes. */
+const CLONE_NEW = 0x7e020000;
+/** asm-generic/ioctls.h: what a program asks about its terminals, pipes and sockets; linux/fs.h: FICLONE. */
+const IOCTLS = [0x5401, 0x5413, 0x541b, 0x5421, 0x5450, 0x5451, 0x40049409];
+/** linux/prctl.h: PR_SET_NAME, PR_GET_NAME, PR_SET_DUMPABLE, PR_GET_DUMPABLE, PR_SET_VMA, PR_SET_THP_DISABLE, PR_SET_TIMERSLACK. */
+const PRCTLS = [15, 16, 4, 3, 0x53564d41, 41, 29];
+const AUDIT_ARCH: Readonly<Record<string, number>> = { x64: 0xc000003e, arm64: 0xc00000b7 }; // linux/audit.h
+
+function filter(): Op {
+  const verdicts = new Map<number, Verdict>();
+  const set = (call: Call, verdict: Verdict) => {
+    const n = NR[call][process.arch === "arm64" ? 1 : 0];
+    if (n !== null) verdicts.set(n, verdict);
+  };
+  for (const call of CALLS) set(call, RET_ALLOW);
+  const refused = errnoVerdict(EPERM);
+  set("clone3", errnoVerdict(ENOSYS)); // its flags are in memory that no filter sees; libc then takes clone
+  set("clone", { when: { arg: 0, without: CLONE_NEW }, yes: RET_ALLOW, no: refused });
+  set("socket", { when: { arg: 0, in: [AF_UNIX] }, yes: RET_ALLOW, no: refused });
+  set("socketpair", { when: { arg: 0, in: [AF_UNIX] }, yes: RET_ALLOW, no: refused });
+  set("ioctl", { when: { arg: 1, in: IOCTLS }, yes: RET_ALLOW, no: refused });
+  set("prctl", { when: { arg: 0, in: PRCTLS }, yes: RET_ALLOW, no: refused });
+  const program = compile(AUDIT_ARCH[process.arch]!, verdicts, refused);
+  const SECCOMP_SET_MODE_FILTER = 1; // linux/seccomp.h
+  return { call: "seccomp", args: [SECCOMP_SET_MODE_FILTER, 0, fprog(program)] };
+}
+
+const GUARDED = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC;
+const AT_RECURSIVE = 0x8000; // linux/fcntl.h
+
+/** The folder as a mount whose root is our daemon's user: what belongs to root on the disk belongs to it inside. */
+async function lent(path: string, readOnly: boolean, ids: Fd, id: number): Promise<Fd> {
+  const tree = new Fd(now(sys.openTree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE)));
+  const attributes = GUARDED | (readOnly ? sys.MOUNT_ATTR_RDONLY : 0);
+  const mapped = attempt(sys.mountSetattr(tree.n, attributes | sys.MOUNT_ATTR_IDMAP, 0, ids.n));
+  if (mapped === 0) return tree;
+  if (mapped !== -EINVAL) throw new SysError(-mapped, `mapping the ids of ${path}`);
+  // A file system without mapped ids: what is written to belongs to the daemon, what is read must be readable.
+  if (!readOnly) await give(path, id);
+  now(sys.mountSetattr(tree.n, attributes));
+  return tree;
+}
+
+async function give(folder: string, id: number): Promise<void> {
+  await chown(folder, id, id);
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) await give(path, id);
+    else if (entry.isFile()) await chown(path, id, id);
+  }
+}
+
+/** Folders from the first below the root on: "usr", "usr/share". */
+function parents(path: string): string[] {
+  const parts = path.split("/").filter(Boolean);
+  return parts.map((_, i) => parts.slice(0, i + 1).join("/"));
+}
+
+const made = (path: string): Op[] => parents(path).map((p) => sys.mkdir(p, 0o755));
+
+/** A program, a library folder or a device file at its own path, read-only for files and folders. */
+function shown(path: string): Op[] {
+  const there = lstatSync(path, { throwIfNoEntry: false });
+  if (!there) return [];
+  const inside = path.slice(1);
+  const at = made(dirname(path));
+  if (there.isSymbolicLink()) return [...at, sys.symlinkat(readlinkSync(path), sys.AT_FDCWD, inside)];
+  const MS_BIND = 4096; // linux/mount.h
+  const place: Op[] = there.isDirectory()
+    ? [sys.mkdir(inside, 0o755)]
+    : [{ call: "mknodat", args: [sys.AT_FDCWD, inside, 0o100644, 0] }];
+  const device = there.isCharacterDevice();
+  const attributes =
+    sys.MOUNT_ATTR_NOSUID | (device ? sys.MOUNT_ATTR_NOEXEC : sys.MOUNT_ATTR_RDONLY | sys.MOUNT_ATTR_NODEV);
+  return [
+    ...at,
+    ...place,
+    sys.mount(path, inside, "none", MS_BIND | sys.MS_REC),
+    {
+      call: "mount_setattr",
+      args: [
+        sys.AT_FDCWD,
+        inside,
+        AT_RECURSIVE,
+        { data: new Struct(32).u64(attributes).u64(0).u64(0).u64(0).bytes, text: `{set=${attributes}}` },
+        32,
+      ],
+    },
+  ];
+}
+
+const NULL = new Reg(0);
+const CAPABILITIES = 64; // more than any kernel has; the rest is EINVAL
+const PR = { pdeathsig: 1, dropBound: 24, noNewPrivileges: 38 } as const; // linux/prctl.h
+const [RLIMIT_CORE, FIRST_LISTENING] = [4, 3];
+
+/** Start it. The folders must be there. */
+export async function confined(c: Confinement): Promise<Child> {
+  using ids = await idsFrom(c.id, 1);
+  using trees = new DisposableStack();
+  const folders: [path: string, tree: Fd][] = [];
+  for (const path of [...c.writable, ...c.readable])
+    folders.push([path, trees.use(await lent(path, !c.writable.includes(path), ids, c.id))]);
+  // The programs themselves, where they are not in one of the usual places.
+  const own = ownFiles()
+    .map((path) => realpathSync(path))
+    .filter((path) => !PROGRAMS.some((place) => path.startsWith(`${place}/`)));
+  const room = (report: number): Op[] => [
+    sys.setsid(),
+    sys.mount("none", "/", "none", sys.MS_REC | sys.MS_SLAVE),
+    sys.mount("tmpfs", "/tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=1m,nr_inodes=1k,mode=0755"),
+    sys.chdir("/tmp"),
+    sys.umask(0o022),
+    ...[...PROGRAMS, ...own, ...DEVICES.map((d) => `/dev/${d}`), DMI].flatMap(shown),
+    ...["proc", "tmp"].map((name) => sys.mkdir(name, 0o755)),
+    sys.mount("proc", "proc", "proc", sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC),
+    sys.mount("tmpfs", "tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=16m,nr_inodes=1k,mode=1777"),
+    ...folders.flatMap(([path, tree]) => [...made(path), sys.moveMount(tree.n, sys.AT_FDCWD, path.slice(1))]),
+    sys.pivotRoot(".", "."),
+    sys.umount2(".", sys.MNT_DETACH),
+    sys.chdir("/"),
+    {
+      call: "mount_setattr",
+      args: [
+        sys.AT_FDCWD,
+        "/",
+        0,
+        { data: new Struct(32).u64(sys.MOUNT_ATTR_RDONLY).u64(0).u64(0).u64(0).bytes, text: "{set=ro}" },
+        32,
+      ],
+    },
+    sys.openat(sys.AT_FDCWD, "/dev/null", sys.O_RDONLY, 0, NULL),
+    sys.dup3(c.output, 1),
+    sys.dup3(c.output, 2),
+    sys.dup3(c.listening.n, FIRST_LISTENING),
+    sys.dup3(NULL, 0),
+    { call: "fchown", args: [1, c.id, c.id] }, // a log opens it again, so as not to wait for its reader
+    {
+      call: "prlimit64",
+      args: [0, RLIMIT_CORE, { data: new Struct(16).u64(0).u64(0).bytes, text: "{0, 0}" }, null],
+    },
+    ...Array.from({ length: CAPABILITIES }, (_, n) => ({ ...sys.prctl(PR.dropBound, n), allow: EINVAL })),
+    sys.setgroups(),
+    sys.setresgid(c.id),
+    sys.setresuid(c.id), // with it go all capabilities (capabilities(7))
+    ...(c.mortal ? [sys.prctl(PR.pdeathsig, SIGKILL)] : []),
+    sys.prctl(PR.noNewPrivileges, 1),
+    filter(),
+    ...sys.closeAllBut([FIRST_LISTENING, report]),
+    sys.execve(c.argv[0]!, c.argv, [...c.env, "LISTEN_PID=1", "LISTEN_FDS=1"]),
+  ];
+  if (c.listening.n === FIRST_LISTENING || c.output <= FIRST_LISTENING)
+    throw new Error(`descriptors ${c.listening.n} and ${c.output} are in the way`);
+  return launch(
+    room,
+    sys.CLONE_NEWNS |
+      sys.CLONE_NEWPID |
+      sys.CLONE_NEWNET |
+      sys.CLONE_NEWIPC |
+      sys.CLONE_NEWUTS |
+      sys.CLONE_NEWCGROUP,
+  );
+}
