@@ -237,6 +237,7 @@ export function checkContainer(m: proto.ContainerConfig, rules: ContainerRules):
     if (!NAME.test(name) || name === "." || name === "..")
       refuse(`fifos[${i}]`, `${quote(name)} is no name of a fifo`);
 
+  within("ram_limit", c.ram_limit, 0, SIZE_MAX);
   if (own(m, "pids_limit")) within("pids_limit", c.pids_limit, 1, PIDS_MAX);
   if (own(m, "cpu_weight")) within("cpu_weight", c.cpu_weight, 1, WEIGHT_MAX);
   if (own(m, "io_weight")) within("io_weight", c.io_weight, 1, WEIGHT_MAX);

@@ -18,7 +18,7 @@ import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts
 import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
-import { childGroupOf, groupOf } from "./modules/cgroups.ts";
+import { childGroupOf, groupOf, shortOfMemory } from "./modules/cgroups.ts";
 import { withoutEffect } from "./pending.ts";
 import { program } from "./program.ts";
 import { isUp, move, type State } from "./state.ts";
@@ -104,6 +104,7 @@ export class Container implements ContainerLife {
   #pending: ContainerConfig | undefined;
   #live: Live | undefined;
   #exit: Ended | undefined;
+  #why: string | undefined;
   #stopped: (() => void)[] = [];
   /** No start follows a reboot: it is being killed. */
   #halted = false;
@@ -135,6 +136,10 @@ export class Container implements ContainerLife {
   }
   get exit(): Ended | undefined {
     return this.#exit;
+  }
+  /** Why it ended, in words, if its exit status does not tell. */
+  get why(): string | undefined {
+    return this.#why;
   }
   get pid(): number | undefined {
     return this.#live?.process.pid;
@@ -261,6 +266,7 @@ export class Container implements ContainerLife {
     if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
     this.#to("STARTING");
     this.#exit = undefined;
+    this.#why = undefined;
     const starting = this.#start(setup, this.#starting);
     this.#starting = starting.catch(() => {});
     return starting;
@@ -378,6 +384,8 @@ export class Container implements ContainerLife {
     this.#exit = live.ours
       ? reap(live.process.pidfd)
       : await around.exitOf(live.process.pid, live.startTime).catch(() => undefined);
+    const killed = this.#exit === undefined || this.#exit.signal === SIGKILL;
+    if (killed && this.#state !== "SHUTDOWN") this.#why = shortOfMemory(live.start); // not by us
     for (const entry of live.kept) around.forget(entry);
     try {
       await live.ledger.release();

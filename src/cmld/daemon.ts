@@ -25,7 +25,7 @@ import { modulesLoaded } from "./kernel.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
-import { childGroupOf } from "./modules/cgroups.ts";
+import { childGroupOf, refuseAbsent } from "./modules/cgroups.ts";
 import * as devices from "./modules/devices.ts";
 import { volumeFile, volumeSize } from "./modules/volumes.ts";
 import type { Scd } from "./scd.ts";
@@ -238,7 +238,7 @@ export class Manager implements Daemon {
       name: c.config.name,
       state: state && ContainerState[state],
       timestamp: Date.now(),
-      error_text: error,
+      error_text: error ?? (state === "STOPPED" ? c.why : undefined),
       ...(state === "STOPPED" && c.exit && { exit_status: c.exit.status, exit_signal: c.exit.signal }),
     };
     for (const tell of [...this.#subscribers]) tell({ container: c.uuid, message });
@@ -381,6 +381,7 @@ export class Manager implements Daemon {
 
   /** Refuse what has no GuestOS or no room, before anything is stored. */
   async #check(draft: Draft, imageDir?: string): Promise<GuestOs> {
+    refuseAbsent(draft.config, this.#m.host);
     const os = await this.#oses.select(draft.config);
     draft.message.guestos_version = os.config.version;
     let need = 0;
@@ -696,6 +697,7 @@ export class Manager implements Daemon {
 const consoleLog = (c: { readonly uuid: string }): string => `container-${c.uuid}`;
 
 function ended(c: Container): string {
+  if (c.why !== undefined) return `, ${c.why}`;
   if (c.exit === undefined) return "";
   if (c.exit.signal === SIGINT) return ", powered off"; // by reboot(2): pid_namespaces(7)
   return c.exit.signal === undefined

@@ -8,6 +8,11 @@ import type { Host } from "./module.ts";
 /** What the machine keeps for init, cmld and the kernel when containers ask for everything, bytes. */
 const RESERVED = 96 * 1024 * 1024;
 
+/** Part of the processes that the kernel can have which stays free of containers. */
+const RESERVED_PIDS = 0.125;
+
+const setting = (name: string): number => Number(readFileSync(`/proc/sys/kernel/${name}`, "utf8"));
+
 export interface Places {
   readonly base: string;
   readonly run: string;
@@ -49,6 +54,11 @@ export function openHost(places: Places): Host {
   if (usable.has("memory")) {
     const total = Number(readFileSync("/proc/meminfo", "utf8").match(/^MemTotal:\s+(\d+) kB/m)?.[1]) * 1024;
     writeFileSync(join(containers, "memory.max"), String(Math.max(total - RESERVED, RESERVED)));
+  }
+  // Out of memory a small machine has room for few thousand processes: kernel.threads-max.
+  if (usable.has("pids")) {
+    const most = Math.min(setting("pid_max"), setting("threads-max"));
+    writeFileSync(join(containers, "pids.max"), String(Math.floor(most * (1 - RESERVED_PIDS))));
   }
   // The child of a start has the container's ids: it passes through here by search permission alone.
   mkdirSync(places.run, { recursive: true, mode: 0o711 });

@@ -1,10 +1,8 @@
 // Numbers for clients: what the machine has, what a container uses. Fields that the kernel does not count are absent.
-import { readFileSync } from "node:fs";
 import { readFile, stat, statfs } from "node:fs/promises";
-import { join } from "node:path";
-import type { IContainerStats, IDeviceStats } from "../../proto/gen/proto.js";
+import type { IContainerStats, IDeviceStats, IPressure } from "../../proto/gen/proto.js";
 import { UINT64_MAX } from "../lib/protobuf.ts";
-import { ENODEV, ENOENT, EOPNOTSUPP, isErrno } from "../sys/error.ts";
+import { keyed, read } from "../sys/cgroup.ts";
 
 interface Disk {
   readonly total: number;
@@ -47,30 +45,27 @@ export async function deviceStats(base: string, containers: string): Promise<IDe
   };
 }
 
-/** A file of a group, or undefined where the controller, the kernel's option or the group is missing. */
-function file(group: string, name: string): string | undefined {
-  try {
-    return readFileSync(join(group, name), "utf8");
-  } catch (e) {
-    // EOPNOTSUPP: pressure stall information switched off on the kernel's command line
-    if ([ENOENT, ENODEV, EOPNOTSUPP].some((errno) => isErrno(e, errno))) return undefined;
-    throw e;
-  }
-}
-
 const number = (text: string | undefined): number | undefined =>
   text === undefined || !/^\d+\s*$/.test(text) ? undefined : Number(text); // "max": no limit
 
-/** "key value" lines. */
-function keyed(text: string | undefined, key: string): number | undefined {
-  const found = text && new RegExp(`^${key} (\\d+)$`, "m").exec(text);
-  return found ? Number(found[1]) : undefined;
-}
-
-/** "some avg10=1.23 …" (Documentation/accounting/psi.rst) in hundredths of a per cent. */
-function pressure(text: string | undefined): number | undefined {
-  const found = text && /^some avg10=(\d+)\.(\d\d)/m.exec(text);
-  return found ? Number(found[1]) * 100 + Number(found[2]) : undefined;
+/** "some avg10=1.23 avg60=0.45 avg300=0.06 total=789" and the same for "full" (Documentation/accounting/psi.rst). */
+export function pressure(text: string | undefined): IPressure | undefined {
+  const line = (kind: string): readonly number[] | undefined =>
+    new RegExp(`^${kind} avg10=([\\d.]+) avg60=([\\d.]+) avg300=[\\d.]+ total=(\\d+)$`, "m")
+      .exec(text ?? "")
+      ?.slice(1)
+      .map(Number);
+  const hundredths = (n: number | undefined) => (n === undefined ? undefined : Math.round(n * 100));
+  const [some, full] = [line("some"), line("full")];
+  if (!some) return undefined;
+  return {
+    some_avg10: hundredths(some[0]),
+    some_avg60: hundredths(some[1]),
+    some_usec: some[2],
+    full_avg10: hundredths(full?.[0]),
+    full_avg60: hundredths(full?.[1]),
+    full_usec: full?.[2],
+  };
 }
 
 /** Sum of one key over all devices of io.stat. */
@@ -84,25 +79,32 @@ function io(text: string | undefined, key: string): number | undefined {
 /** `group`: the container's own, or undefined if it is not up. */
 export function containerStats(uuid: string, name: string, group: string | undefined): IContainerStats {
   if (group === undefined) return { uuid, name };
-  const cpu = file(group, "cpu.stat");
-  const disks = file(group, "io.stat");
+  const file = (name: string) => read(group, name);
+  const cpu = file("cpu.stat");
+  const disks = file("io.stat");
+  const [memory_stall, cpu_stall, io_stall] = ["memory", "cpu", "io"].map((of) =>
+    pressure(file(`${of}.pressure`)),
+  );
   return {
     uuid,
     name,
-    memory_current: number(file(group, "memory.current")),
-    memory_peak: number(file(group, "memory.peak")),
-    memory_limit: number(file(group, "memory.max")),
-    swap_current: number(file(group, "memory.swap.current")),
+    memory_current: number(file("memory.current")),
+    memory_peak: number(file("memory.peak")),
+    memory_limit: number(file("memory.max")),
+    swap_current: number(file("memory.swap.current")),
     cpu_usec: keyed(cpu, "usage_usec"),
     cpu_user_usec: keyed(cpu, "user_usec"),
     cpu_system_usec: keyed(cpu, "system_usec"),
-    pids_current: number(file(group, "pids.current")),
-    pids_limit: number(file(group, "pids.max")),
+    pids_current: number(file("pids.current")),
+    pids_limit: number(file("pids.max")),
     io_read_bytes: io(disks, "rbytes"),
     io_write_bytes: io(disks, "wbytes"),
-    memory_pressure: pressure(file(group, "memory.pressure")),
-    cpu_pressure: pressure(file(group, "cpu.pressure")),
-    io_pressure: pressure(file(group, "io.pressure")),
-    oom_kills: keyed(file(group, "memory.events"), "oom_kill"),
+    memory_pressure: memory_stall?.some_avg10,
+    cpu_pressure: cpu_stall?.some_avg10,
+    io_pressure: io_stall?.some_avg10,
+    memory_stall,
+    cpu_stall,
+    io_stall,
+    oom_kills: keyed(file("memory.events"), "oom_kill"),
   };
 }

@@ -220,7 +220,7 @@ const statsTable: Person = (m, c) => {
   return m.stats.length === 0
     ? c.quiet("no container runs\n")
     : table(
-        ["NAME", "MEMORY", "PEAK", "LIMIT", "CPU", "PIDS", "READ", "WRITTEN"],
+        ["NAME", "MEMORY", "PEAK", "LIMIT", "CPU", "PIDS", "READ", "WRITTEN", "WAITS"],
         m.stats.map((s) => [
           named(s.name ?? s.uuid),
           bytes(s.memory_current),
@@ -230,9 +230,38 @@ const statsTable: Person = (m, c) => {
           count(s.pids_current),
           bytes(s.io_read_bytes),
           bytes(s.io_write_bytes),
+          percent(Math.max(s.memory_pressure ?? 0, s.cpu_pressure ?? 0, s.io_pressure ?? 0)),
         ]),
         c,
       );
+};
+
+/** Hundredths of a per cent. */
+const percent = (n: number | undefined): string => (n === undefined ? "-" : `${(n / 100).toFixed(1)}%`);
+
+const pressureTable: Person = (m, c) => {
+  const seconds = (usec: number | undefined): string =>
+    usec === undefined ? "-" : `${(usec / 1e6).toFixed(2)}s`;
+  const rows = m.stats.flatMap((s) =>
+    (["memory", "cpu", "io"] as const).flatMap((of) => {
+      const p = s[`${of}_stall`];
+      if (!p) return [];
+      const some = [percent(p.some_avg10), percent(p.some_avg60), seconds(p.some_usec)];
+      return [
+        [
+          named(s.name ?? s.uuid),
+          of,
+          ...some,
+          percent(p.full_avg10),
+          percent(p.full_avg60),
+          seconds(p.full_usec),
+        ],
+      ];
+    }),
+  );
+  return rows.length === 0
+    ? c.quiet("no container runs, or the kernel does not count its waits\n")
+    : table(["NAME", "WAITS FOR", "SOME 10s", "60s", "TOTAL", "ALL 10s", "60s", "TOTAL"], rows, c);
 };
 
 // --- rows with more than one request --------------------------------------------------
@@ -472,7 +501,20 @@ export const COMMANDS: readonly Row[] = [
       options: [{ ...FOLLOW, description: "the same: events are always followed" }],
     },
   ),
-  row("stats", [CONTAINERS], "show what the running containers use", stats, { ours: true }),
+  row("stats", [CONTAINERS], "show what the running containers use", stats, {
+    ours: true,
+    details:
+      "WAITS is the largest share of the last ten seconds in which some process of the container had to wait for " +
+      "memory, a processor or a disk.",
+    options: [
+      {
+        name: "pressure",
+        short: "p",
+        description:
+          "how much they had to wait for memory, processors and disks: some, or all of their processes",
+      },
+    ],
+  }),
   row(
     "config",
     [CONTAINER],
@@ -706,7 +748,7 @@ async function stats(call: Call): Promise<number> {
   const words = call.given.words("container");
   const found = words.length > 0 ? await find(connection, words) : [];
   const m = await connection.ask({ command: Command.STATS, container_uuids: found.map((f) => f.uuid) });
-  return call.show(m, (c) => statsTable(m, c));
+  return call.show(m, (c) => (call.given.has("pressure") ? pressureTable(m, c) : statsTable(m, c)));
 }
 
 async function help(call: Call): Promise<number> {

@@ -1,13 +1,23 @@
 // cgroup2 groups as directories (Documentation/admin-guide/cgroup-v2.rst): make, limit, freeze, kill, remove.
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
 import { AT_FDCWD, AT_REMOVEDIR, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, openat, unlinkat } from "./calls.ts";
-import { EBUSY, ENODEV, ENOENT, isErrno, SysError } from "./error.ts";
+import { EBUSY, ENODEV, ENOENT, EOPNOTSUPP, isErrno, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { attempt, now } from "./now.ts";
-import { watch } from "./poll.ts";
+import { EPOLLPRI, watch } from "./poll.ts";
 
-const EPOLLPRI = 2; // a change of cgroup.events
+/** More than any file has that is watched here: "key value" lines. */
+const EVENTS_SIZE = 4096;
 
 /** Where cgroup2 is mounted and which group of it we are in: ["/sys/fs/cgroup", "/system.slice/cmld.service"]. */
 export function where(): { mount: string; own: string } {
@@ -32,34 +42,102 @@ export function make(group: string): void {
   mkdirSync(group, { recursive: true, mode: 0o755 });
 }
 
+/** A file of a group, or undefined where the controller, the kernel's option or the group is missing. */
+export function read(group: string, name: string): string | undefined {
+  try {
+    return readFileSync(join(group, name), "utf8");
+  } catch (e) {
+    // EOPNOTSUPP: pressure stall information switched off on the kernel's command line
+    if ([ENOENT, ENODEV, EOPNOTSUPP].some((errno) => isErrno(e, errno))) return undefined;
+    throw e;
+  }
+}
+
+/** The number of a "key number" line. */
+export function keyed(text: string | undefined, key: string): number | undefined {
+  const found = text && new RegExp(`^${key} (\\d+)$`, "m").exec(text);
+  return found ? Number(found[1]) : undefined;
+}
+
+/** Tell what a file of "key number" lines says, now and whenever it changes; undefined once its group is gone. It is
+ * read through the watched descriptor: only that tells the kernel that the change has been seen. */
+export function watchFile(path: string, tell: (text: string | undefined) => void): Disposable {
+  const fd = new Fd(now(openat(AT_FDCWD, path, O_RDONLY)));
+  const buffer = Buffer.alloc(EVENTS_SIZE);
+  const text = (): string | undefined => {
+    try {
+      return buffer.toString("latin1", 0, readSync(fd.n, buffer, 0, EVENTS_SIZE, 0));
+    } catch (e) {
+      if (isErrno(e, ENODEV)) return undefined;
+      throw e;
+    }
+  };
+  const w = watch(fd, EPOLLPRI, () => {
+    const found = text();
+    if (found === undefined) w.pause();
+    tell(found);
+  });
+  tell(text());
+  return {
+    [Symbol.dispose]() {
+      w[Symbol.dispose]();
+      fd.close();
+    },
+  };
+}
+
+/** Whole disks below a block device: of partitions, mapped devices and loop devices. */
+function disks(dev: number): string[] {
+  const number = `${(dev >>> 8) & 0xfff}:${(dev & 0xff) | ((dev >>> 12) & 0xfff00)}`; // linux/kdev_t.h, new_decode_dev
+  const link = `/sys/dev/block/${number}`;
+  if (!existsSync(link)) return [];
+  const folder = realpathSync(link);
+  const numberOf = (path: string) => {
+    const [major, minor] = readFileSync(join(path, "dev"), "utf8").split(":").map(Number) as [number, number];
+    return (minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12);
+  };
+  if (existsSync(join(folder, "partition"))) return disks(numberOf(dirname(folder)));
+  const below = existsSync(join(folder, "slaves")) ? readdirSync(join(folder, "slaves")) : [];
+  if (below.length > 0) return below.flatMap((name) => disks(numberOf(join(folder, "slaves", name))));
+  const backing = join(folder, "loop/backing_file");
+  return existsSync(backing) ? disks(statSync(readFileSync(backing, "utf8").trim()).dev) : [folder];
+}
+
+/** See that the disks which hold device `dev` go by io.weight (Documentation/admin-guide/cgroup-v2.rst, "IO Cost"):
+ * by default none does, whatever the file says. `may`: switch it on; it then holds for everybody on the machine. */
+export function shareByWeight(dev: number, may: boolean): void {
+  const all = disks(dev);
+  if (all.length === 0) throw new Error("the data folder is on no disk");
+  const control = join(where().mount, "io.cost.qos");
+  for (const folder of all) {
+    const number = readFileSync(join(folder, "dev"), "utf8").trim();
+    const scheduler = join(folder, "queue/scheduler");
+    if (existsSync(scheduler) && readFileSync(scheduler, "utf8").includes("[bfq]")) continue;
+    if (existsSync(control) && readFileSync(control, "utf8").includes(`${number} enable=1`)) continue;
+    if (!may) throw new Error(`disk ${number} does not go by weights: neither io.cost.qos nor bfq is on`);
+    writeFileSync(control, `${number} enable=1`);
+  }
+}
+
 /** Wait until `cgroup.events` shows `key value`; false when `timeoutMs` is over first or the group is gone. */
 export async function settled(group: string, key: "populated" | "frozen", value: 0 | 1, timeoutMs: number) {
-  const holds = (): boolean => readFileSync(join(group, "cgroup.events"), "utf8").includes(`${key} ${value}`);
-  const gone = (e: unknown): boolean => {
-    if (isErrno(e, ENOENT) || isErrno(e, ENODEV)) return true;
-    throw e;
-  };
+  const { promise, resolve } = Promise.withResolvers<boolean>();
+  let watched: Disposable;
   try {
-    using fd = new Fd(now(openat(-100, join(group, "cgroup.events"), O_RDONLY)));
-    if (holds()) return true;
-    return await new Promise<boolean>((resolve) => {
-      const done = (result: boolean) => {
-        w[Symbol.dispose]();
-        clearTimeout(timer);
-        resolve(result);
-      };
-      const w = watch(fd, EPOLLPRI, () => {
-        try {
-          if (holds()) done(true);
-        } catch (e) {
-          if (gone(e)) done(false);
-        }
-      });
-      const timer = setTimeout(() => done(false), timeoutMs);
-      if (holds()) done(true);
+    watched = watchFile(join(group, "cgroup.events"), (text) => {
+      if (!text) resolve(false);
+      else if (text.includes(`${key} ${value}`)) resolve(true);
     });
   } catch (e) {
-    return !gone(e);
+    if (isErrno(e, ENOENT)) return false;
+    throw e;
+  }
+  const timer = setTimeout(() => resolve(false), timeoutMs);
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(timer);
+    watched[Symbol.dispose]();
   }
 }
 

@@ -11,6 +11,8 @@ import type { Data, Op } from "./op.ts";
 
 // linux/eventpoll.h
 export const EPOLLIN = 1;
+/** A file of a cgroup has changed since it was last read. */
+export const EPOLLPRI = 2;
 export const EPOLLOUT = 4;
 export const EPOLLERR = 8;
 export const EPOLLHUP = 0x10;

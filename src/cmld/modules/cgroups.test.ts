@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { Start } from "../module.ts";
-import { childGroupOf, limits } from "./cgroups.ts";
+import { childGroupOf, limits, processors, refuseAbsent } from "./cgroups.ts";
 
 const silent = {
   ram_limit: 0,
@@ -18,8 +18,21 @@ const of = (
     ({ controller, file, value, field }) => `${controller} ${file}=${value}${field ? ` (${field})` : ""}`,
   );
 
-test("defaults: processes are bounded, memory is not, a container out of memory ends as a whole", () => {
-  expect(of({})).toEqual(["memory memory.oom.group=1", "pids pids.max=4096"]);
+test("defaults: processes are bounded, memory is not, nothing is swapped, a container out of memory ends as a whole", () => {
+  expect(of({})).toEqual(["memory memory.swap.max=0", "memory memory.oom.group=1", "pids pids.max=4096"]);
+});
+
+test("no container has more than half of all processes by default", () => {
+  const list = limits({ config: silent, guestos: {} } as unknown as Start, 3000);
+  expect(list.find((l) => l.file === "pids.max")?.value).toBe("1500");
+});
+
+test("processors() reads the kernel's lists; what is not here is refused with its number", () => {
+  expect(processors("0-2,5\n")).toEqual([0, 1, 2, 5]);
+  expect(processors("")).toEqual([]);
+  const host = { cgroup: "/nowhere" };
+  refuseAbsent({ assign_cpus: "0" }, host);
+  expect(() => refuseAbsent({ assign_cpus: "0,99999" }, host)).toThrow("processor 99999 is not here, only 0");
 });
 
 test("the GuestOS' memory limit counts if it is written, the container's before it", () => {

@@ -2,13 +2,18 @@
 // and is the root of its cgroup namespace, so that an init like systemd can manage groups of its own.
 //
 // A limit that the configuration names and the kernel cannot enforce fails the start; a default is skipped there.
-import { chownSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+// Limits of memory and processes are written into `child` too: there the container sees them (a Java machine reads
+// memory.max of its root), and cannot change them. All others are shares, or show in what they leave.
+import { chownSync, existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CLONE_NEWCGROUP, unshare } from "../../sys/calls.ts";
-import { delegate, make } from "../../sys/cgroup.ts";
-import type { Module, Start } from "../module.ts";
+import { delegate, keyed, make, read, shareByWeight, watchFile } from "../../sys/cgroup.ts";
+import type { ContainerConfig } from "../config.ts";
+import type { Host, Module, Start } from "../module.ts";
 
 const PIDS_DEFAULT = 4096;
+/** Part of the processes of all containers that one may have which names no limit. */
+const PIDS_PART = 0.5;
 /** Groups that a container may make, and how deep: each costs the kernel memory, and us time when we remove it. */
 const BOUNDS = { "cgroup.max.descendants": "4096", "cgroup.max.depth": "64" };
 /** Files that a delegate owns besides the directory: cgroups(7), /sys/kernel/cgroup/delegate. */
@@ -24,6 +29,9 @@ export const groupOf = (s: Pick<Start, "host" | "uuid">): string => join(s.host.
 /** The container's own group: where its init and what `control run` starts live. */
 export const childGroupOf = (s: Pick<Start, "host" | "uuid">): string => join(groupOf(s), "child");
 
+/** Limits that the container is to see; and where they stand, they are the first to be met. */
+const SEEN = new Set(["memory.max", "memory.swap.max", "memory.oom.group", "pids.max"]);
+
 interface Limit {
   readonly controller: string;
   readonly file: string;
@@ -34,8 +42,8 @@ interface Limit {
 
 const MiB = 1024 * 1024;
 
-/** What the configuration asks for, and the defaults where it is silent. */
-export function limits(s: Pick<Start, "config" | "guestos">): Limit[] {
+/** What the configuration asks for, and the defaults where it is silent. `processes`: of all containers together. */
+export function limits(s: Pick<Start, "config" | "guestos">, processes = Number.POSITIVE_INFINITY): Limit[] {
   const { config, guestos } = s;
   const list: Limit[] = [];
   const add = (controller: string, file: string, value: string | number, field?: string) =>
@@ -43,14 +51,79 @@ export function limits(s: Pick<Start, "config" | "guestos">): Limit[] {
 
   if (config.ram_limit > 0) add("memory", "memory.max", config.ram_limit * MiB, "ram_limit");
   else if (guestos.def_ram_limit_written) add("memory", "memory.max", guestos.def_ram_limit * MiB);
+  // Silence means none: what is in a container's memory is not written to a disk unless somebody wants it.
   if (config.swap_limit > 0) add("memory", "memory.swap.max", config.swap_limit * MiB, "swap_limit");
+  else add("memory", "memory.swap.max", 0);
   add("memory", "memory.oom.group", 1);
   if (config.assign_cpus !== "") add("cpuset", "cpuset.cpus", config.assign_cpus, "assign_cpus");
   if (config.cpu_weight > 0) add("cpu", "cpu.weight", config.cpu_weight, "cpu_weight");
   if (config.io_weight > 0) add("io", "io.weight", config.io_weight, "io_weight");
   if (config.pids_limit > 0) add("pids", "pids.max", config.pids_limit, "pids_limit");
-  else add("pids", "pids.max", PIDS_DEFAULT);
+  else add("pids", "pids.max", Math.min(PIDS_DEFAULT, Math.floor(processes * PIDS_PART)));
   return list;
+}
+
+/** "0-3,6" → 0 1 2 3 6 (Documentation/admin-guide/cputopology.rst). */
+export const processors = (list: string): number[] =>
+  list
+    .trim()
+    .split(",")
+    .filter(Boolean)
+    .flatMap((range) => {
+      const [first, last = first] = range.split("-").map(Number) as [number, number?];
+      return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+    });
+
+/** What this machine can never give, whoever asks: before a configuration is stored, and before each start. */
+export function refuseAbsent(config: Pick<ContainerConfig, "assign_cpus">, host: Pick<Host, "cgroup">): void {
+  if (config.assign_cpus === "") return;
+  const ours = join(host.cgroup, "cpuset.cpus.effective");
+  const here = readFileSync(existsSync(ours) ? ours : "/sys/devices/system/cpu/online", "utf8").trim();
+  const present = new Set(processors(here));
+  const absent = processors(config.assign_cpus).find((n) => !present.has(n));
+  if (absent !== undefined)
+    throw new Error(`assign_cpus: ${config.assign_cpus}: processor ${absent} is not here, only ${here}`);
+}
+
+/** A limit of all containers together, or Infinity. */
+function common(host: Pick<Host, "cgroup">, file: string): number {
+  const path = join(host.cgroup, file);
+  const text = existsSync(path) ? readFileSync(path, "utf8").trim() : "max";
+  return text === "max" ? Number.POSITIVE_INFINITY : Number(text);
+}
+
+/** A limit above the one of all containers does nothing: said, not refused, for the same file fits larger machines. */
+function sayBeyond(s: Start): void {
+  const memory = common(s.host, "memory.max");
+  if (s.config.ram_limit * MiB > memory)
+    s.log(
+      `ram_limit: ${s.config.ram_limit} MiB is more than all containers get here, ${Math.floor(memory / MiB)} MiB`,
+    );
+  const processes = common(s.host, "pids.max");
+  if (s.config.pids_limit > processes)
+    s.log(`pids_limit: ${s.config.pids_limit} is more than all containers get here, ${processes}`);
+}
+
+/** Why the kernel ended processes of the group, in words, or undefined if it did not. */
+export function shortOfMemory(s: Pick<Start, "host" | "uuid">): string | undefined {
+  const group = groupOf(s);
+  const count = (g: string, name: string, key: string) => keyed(read(g, name), key) ?? 0;
+  if (count(group, "memory.events", "oom_kill") === 0) return undefined;
+  const own = [group, childGroupOf(s)].some((g) => count(g, "memory.events.local", "oom") > 0);
+  return own ? "killed by its memory limit" : "killed because all containers together ran out of memory";
+}
+
+/** A line whenever the kernel kills inside: a guest's own limits may end one service and leave the rest alone. */
+function tellKills(s: Start): void {
+  const path = join(groupOf(s), "memory.events");
+  if (!existsSync(path)) return;
+  let before = 0;
+  const tell = (text: string | undefined) => {
+    const all = keyed(text, "oom_kill") ?? before;
+    if (all > before) s.log(`out of memory: the kernel killed ${all - before} of its processes`);
+    before = all;
+  };
+  s.owned.use(watchFile(path, tell));
 }
 
 export const cgroups: Module = {
@@ -58,10 +131,13 @@ export const cgroups: Module = {
   prepare(s) {
     const group = groupOf(s);
     const missing = new Set<string>();
+    const list = limits(s, common(s.host, "pids.max"));
+    refuseAbsent(s.config, s.host);
+    sayBeyond(s);
     s.owned.acquire({ kind: "cgroup", path: group }, () => {
       make(group);
       for (const [file, value] of Object.entries(BOUNDS)) writeFileSync(join(group, file), value);
-      for (const { controller, file, value, field } of limits(s)) {
+      for (const { controller, file, value, field } of list) {
         if (!s.host.controllers.has(controller)) {
           if (field) throw new Error(`${field}: this kernel's cgroup2 has no ${controller} controller here`);
           missing.add(controller);
@@ -73,6 +149,7 @@ export const cgroups: Module = {
         }
         try {
           writeFileSync(join(group, file), value);
+          if (file === "io.weight") shareByWeight(statSync(s.host.base).dev, !s.host.hosted);
         } catch (cause) {
           throw new Error(`${field ?? file}: writing ${value} to ${file}`, { cause });
         }
@@ -86,6 +163,8 @@ export const cgroups: Module = {
       delegate(group);
       const child = childGroupOf(s);
       make(child);
+      for (const { file, value } of list)
+        if (SEEN.has(file) && existsSync(join(child, file))) writeFileSync(join(child, file), value);
       chownSync(child, s.uidStart, s.uidStart);
       for (const file of DELEGATED)
         if (existsSync(join(child, file))) chownSync(join(child, file), s.uidStart, s.uidStart);
@@ -93,6 +172,7 @@ export const cgroups: Module = {
     if (missing.size > 0)
       s.host.warnOnce(`no ${[...missing].join(", ")} controller in cgroup2: default limits are off`);
   },
+  started: tellKills,
   // Here, not at clone3: a namespace made there would be rooted in the parent's group.
   child: () => [unshare(CLONE_NEWCGROUP)],
 };

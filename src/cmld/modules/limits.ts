@@ -1,5 +1,6 @@
 // limits: what a container's init must not inherit from cmld: its protection from the kernel's OOM killer, its many
-// descriptors (programs that use select(2) break above 1024), its limit on core files.
+// descriptors (programs that use select(2) break above 1024), its limit on core files. core0 keeps some of the
+// protection: it is the way in, and its end is the machine's.
 import { writeFileSync } from "node:fs";
 import { mem, Struct } from "../../sys/mem.ts";
 import { now } from "../../sys/now.ts";
@@ -42,10 +43,13 @@ export function limitOps(): Op[] {
   ];
 }
 
+/** When all containers together are out of memory, core0 is the last to be chosen (proc_pid_oom_score_adj(5)). */
+const CORE0_SCORE = -800;
+
 export const limits: Module = {
   name: "limits",
-  attach(_, p) {
-    writeFileSync(`/proc/${p.pid}/oom_score_adj`, "0");
+  attach(s, p) {
+    writeFileSync(`/proc/${p.pid}/oom_score_adj`, String(s.isC0 ? CORE0_SCORE : 0));
   },
   last: () => limitOps(),
 };

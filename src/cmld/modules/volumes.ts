@@ -332,10 +332,11 @@ const attachAt = (path: string): Op[] => [
 
 type Tree = Pick<Start, "host" | "config">;
 
-const tmpfsData = (s: Tree, m: Mount): string => {
-  const bounds = s.config.tmpfs_size > 0 ? `size=${s.config.tmpfs_size}m,nr_inodes=128k` : TMPFS_BOUNDS;
-  return ["mode=0755", bounds, m.mount_data].filter(Boolean).join(",");
-};
+const tmpfsBounds = (s: Tree): string =>
+  s.config.tmpfs_size > 0 ? `size=${s.config.tmpfs_size}m,nr_inodes=128k` : TMPFS_BOUNDS;
+
+const tmpfsData = (s: Tree, m: Mount): string =>
+  ["mode=0755", tmpfsBounds(s), m.mount_data].filter(Boolean).join(",");
 
 /** Everything in here and in layerSteps() is relative to the staging tmpfs, the working directory: what a container
  * reads in its mountinfo names nothing of the host. */
@@ -458,7 +459,7 @@ const place = (path: string, from: Reg | number, make?: "directory" | "file"): O
   sys.close(TARGET),
 ];
 
-function ownFileSystems(plan: Plan): Op[] {
+function ownFileSystems(s: Tree, plan: Plan): Op[] {
   return [
     ...["/proc", "/sys", "/dev", "/run"].map((path) => sys.mkdir(path, 0o755)),
     ...mountSteps("proc", "", NOSUID | NODEV | NOEXEC, FS, MNT),
@@ -480,11 +481,11 @@ function ownFileSystems(plan: Plan): Op[] {
     sys.close(TARGET),
     ...mountSteps("devpts", "mode=0620,gid=5,ptmxmode=0666,max=1024", NOSUID | NOEXEC, FS, MNT),
     ...attachAt("/dev/pts"),
-    ...mountSteps("tmpfs", `mode=1777,${TMPFS_BOUNDS}`, NOSUID | NODEV, FS, MNT),
+    ...mountSteps("tmpfs", `mode=1777,${tmpfsBounds(s)}`, NOSUID | NODEV, FS, MNT),
     ...attachAt("/dev/shm"),
     ...mountSteps("mqueue", "", NOSUID | NODEV | NOEXEC, FS, MNT),
     ...attachAt("/dev/mqueue"),
-    ...mountSteps("tmpfs", `mode=0755,${TMPFS_BOUNDS}`, NOSUID | NODEV, FS, MNT),
+    ...mountSteps("tmpfs", `mode=0755,${tmpfsBounds(s)}`, NOSUID | NODEV, FS, MNT),
     ...attachAt("/run"),
     sys.mkdir("/run/socket", 0o755),
   ];
@@ -538,7 +539,7 @@ export function tree(s: Tree, plan: Plan): Op[] {
     sys.openat(sys.AT_FDCWD, root, sys.O_PATH | sys.O_DIRECTORY, 0, ROOT),
     sys.fchdir(ROOT),
     sys.chroot("."),
-    ...ownFileSystems(plan),
+    ...ownFileSystems(s, plan),
     ...configuredMounts(s, plan),
     ...(cservice
       ? [...place(CSERVICE, SERVICE, plan.hasCservice ? undefined : "file"), sys.close(SERVICE)]
