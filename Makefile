@@ -160,10 +160,11 @@ bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec bes
 	$(BUN) test/bench/protobuf.ts
 
 .PHONY: bench
-bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests ## ours beside crun, runc and busybox, alternating; memory; writes out/bench.json (root)
+bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/attack ## ours beside crun, runc and busybox, alternating; memory; writes out/bench.json (root)
 	test/bench/cgroup2.sh $(BUN) test/bench/main.ts
 	$(BUN) test/bench/boot.ts
 	$(BUN) test/bench/machine.ts
+	$(BUN) test/bench/noisy.ts
 
 .PHONY: soak soak-leak soak-crash soak-hotplug soak-fuzz
 soak: soak-leak soak-crash soak-hotplug soak-fuzz ## the tests with the large counts, in four parts; results are added to docs/soak.md
