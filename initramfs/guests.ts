@@ -216,6 +216,7 @@ function busybox(tree: string, origins: Origins): void {
   for (const folder of [
     "dev",
     "etc",
+    "media",
     "proc",
     "root",
     "run",

@@ -19,7 +19,7 @@ export const CORE = [
 export const GUESTS = [
   ["button", "evdev", "fuse"],
   ["dm-mod", "dm-bufio", "dm-crypt", "dm-verity", "dm-integrity", "xts", "ecb", "cbc", "essiv", "authenc"],
-  ["af_alg", "algif_skcipher", "algif_hash", "nls_ascii", "vfat"],
+  ["af_alg", "algif_skcipher", "algif_hash", "nls_ascii", "nls_cp437", "vfat", "exfat"],
   ["bridge", "br_netfilter", "tun", "macvlan", "dummy"],
   [
     "nft_redir",

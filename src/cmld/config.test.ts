@@ -92,6 +92,7 @@ test("what a container may not say is refused by field and reason", () => {
     '"a" is there twice',
   );
   wrong("usb_configs { id: '1050' serial: '1' }", "usb_configs[0].id");
+  wrong("usb_configs { id: '1050:1' serial: '1' port: '../1' }", "usb_configs[0].port");
   wrong("token_type: USB", "token_type: USB needs a usb_configs entry of type TOKEN");
   wrong("fifos: '..'", 'fifos[0]: ".." is no name of a fifo');
   wrong("pids_limit: 0", "pids_limit: 0 is not within 1 to 4194304");

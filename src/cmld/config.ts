@@ -226,6 +226,8 @@ export function checkContainer(m: proto.ContainerConfig, rules: ContainerRules):
   for (const [i, usb] of c.usb_configs.entries()) {
     if (!/^[0-9a-f]{1,4}:[0-9a-f]{1,4}$/i.test(usb.id))
       refuse(`usb_configs[${i}].id`, `${quote(usb.id)} is not like "1050:0407"`);
+    if (usb.port !== "" && !/^\d{1,3}-\d{1,3}(\.\d{1,3}){0,6}$/.test(usb.port))
+      refuse(`usb_configs[${i}].port`, `${quote(usb.port)} is not like "1-4.2"`);
     if (!isNamed(ContainerUsbType, usb.type)) refuse(`usb_configs[${i}].type`, `${usb.type} is not known`);
   }
   if (

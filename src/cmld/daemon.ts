@@ -20,6 +20,7 @@ import { loadDeviceId } from "./device.ts";
 import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices.ts";
 import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import { type GuestOs, GuestOses, type Installation } from "./guestos.ts";
+import { hotplug } from "./hotplug.ts";
 import { forgetImages } from "./images.ts";
 import { modulesLoaded } from "./kernel.ts";
 import { Ledger, type Running } from "./ledger.ts";
@@ -33,6 +34,7 @@ import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
 import { type Signature, Trust } from "./trust.ts";
+import type { Claimant } from "./usb.ts";
 
 const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
 const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;
@@ -222,6 +224,7 @@ export class Manager implements Daemon {
   #changed(c: Managed, from: State, to: State): void {
     this.#m.log.info(`${shownName(c.config.name)}: ${from} → ${to}${to === "STOPPED" ? ended(c) : ""}`);
     this.#tell(c, to);
+    if (to === "RUNNING") hotplug.running(c.uuid);
     if (c.isC0 && !this.#m.host.hosted) {
       if (to === "RUNNING" && (from === "BOOTING" || from === "STARTING")) void this.#autostart();
       if (!this.#ending && (to === "SHUTDOWN" || to === "STOPPED" || to === "ZOMBIE"))
@@ -408,6 +411,7 @@ export class Manager implements Daemon {
     if ([...this.#all.values()].some((c) => c.config.name === draft.config.name))
       this.#m.log.warn(`a container named ${shownName(draft.config.name)} exists already: name them by uuid`);
     const c = this.#add(await this.#store.create(draft, signed));
+    await hotplug.reconsider(); // a token is kept from others from now on
     await this.#rebind(c);
     this.#m.log.info(`${shownName(c.config.name)}: created, ${c.uuid}`);
     this.#tell(c, c.state);
@@ -422,6 +426,7 @@ export class Manager implements Daemon {
     devices.checkClaims({ host: this.#m.host, uuid: c.uuid }, draft.config);
     const stored = await this.#store.update(c.uuid, draft, signed);
     this.#apply(c, stored);
+    await hotplug.reconsider();
     await this.#rebind(c);
     this.#m.log.info(
       `${shownName(stored.config.name)}: configuration updated${c.outOfSync ? ", applied when it has stopped" : ""}`,
@@ -580,10 +585,19 @@ export class Manager implements Daemon {
       };
   }
 
+  /** What each container's configuration wants of USB devices; a token is one from the moment that it is configured. */
+  *claimants(): Iterable<Claimant> {
+    for (const { uuid, config, stored } of this.#all.values()) {
+      const next = stored.config.usb_configs.filter((u) => u.type !== proto.ContainerUsbType.GENERIC);
+      yield { uuid, name: shownName(config.name), usb_configs: [...config.usb_configs, ...next] };
+    }
+  }
+
   async deviceAccess(known: Known, text: string): Promise<void> {
     const c = this.#managed(known);
     const { rule, allow } = parseDeviceAccess(text);
     if (!c.process) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
+    if (allow) await hotplug.settle(); // tokens are kept from it before it has anything
     if (allow) devices.allow(c.uuid, rule, { by: "control" });
     else devices.deny(c.uuid, rule);
     this.#m.log.info(

@@ -11,6 +11,8 @@ import { judgeDevice } from "../../test/extended.ts";
 import { FRAME_MAX_GUEST, frame, Unframer } from "../lib/frame.ts";
 import { BadMessage, type MessageClass } from "../lib/protobuf.ts";
 import { BadText, parse, print } from "../lib/text.ts";
+import { numberOf } from "../sys/sysfs.ts";
+import { parseUevent, printUevent } from "../sys/uevent.ts";
 import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
 import {
   accessOf,
@@ -23,6 +25,9 @@ import {
   type Statement,
   showRule,
 } from "./devices.ts";
+import { probe } from "./media.ts";
+import { isNodePath } from "./nodes.ts";
+import { usbDevice } from "./usb.ts";
 
 const SEED = 20_261_121;
 /** One input may take so long, and a whole target hold so much more than before. */
@@ -295,5 +300,101 @@ fuzz(
             throw new Error(`${showRule({ ...device, access })}: the program says otherwise`);
         }
       }
+  },
+);
+
+// --- devices --------------------------------------------------------------------------
+
+const events = [
+  [
+    "add@/devices/pci0000:00/0000:00:04.0/usb1/1-1",
+    "ACTION=add",
+    "SUBSYSTEM=usb",
+    "DEVNAME=bus/usb/001/002",
+  ].concat(["DEVTYPE=usb_device", "PRODUCT=46f4/1/0", "MAJOR=189", "MINOR=1", "SEQNUM=1042", ""]),
+  [
+    "remove@/devices/virtual/block/zram1",
+    "SUBSYSTEM=block",
+    "MAJOR=253",
+    "MINOR=1",
+    "DEVTYPE=disk",
+    "DISKSEQ=7",
+    "",
+  ],
+  ["add@/devices/virtual/net/veth0", "SUBSYSTEM=net", "INTERFACE=veth0", "IFINDEX=12", "SEQNUM=1043", ""],
+  ["change@/devices/x", "SYNTH_UUID=0", "DEVNAME=../../etc/passwd", "MAJOR=99999999999", "MINOR=-1", ""],
+].map((lines) => Buffer.from(lines.join("\0")));
+const names = [
+  "MAJOR=",
+  "MINOR=",
+  "DEVNAME=",
+  "PRODUCT=",
+  "DEVTYPE=usb_device",
+  "add@/",
+  "@",
+  "=",
+  "\0",
+  "/../",
+  "\xff",
+  "A".repeat(300),
+];
+
+fuzz(
+  "uevents",
+  (chance) =>
+    broken(
+      chance,
+      events,
+      names.map((n) => Buffer.from(n, "latin1")),
+    ).subarray(0, 8192), // as long as the kernel's may be
+  (bytes) => {
+    const event = parseUevent(bytes);
+    if (!event) throw new BadMessage("no event");
+    const device = numberOf(event);
+    if (device && !(Number.isSafeInteger(device.major) && Number.isSafeInteger(device.minor)))
+      throw new Error(`device ${device.major}:${device.minor}`);
+    const usb = usbDevice(event);
+    if (usb && !/^[0-9a-f]{4}:[0-9a-f]{4}$/.test(usb.id)) throw new Error(`id ${usb.id}`);
+    const node = event.values.get("DEVNAME") ?? "";
+    if (isNodePath(node) && /(^|\/)\.\.?(\/|$)|^\//.test(node)) throw new Error(`path ${node}`);
+    const printed = printUevent(event);
+    if (printed && !parseUevent(printed)) throw new Error("not an event again");
+    if (printed && printed.length > 2048) throw new Error("longer than the kernel takes");
+  },
+);
+
+/** The heads of a FAT, an exFAT and an ext4. */
+const media = [
+  [
+    [0, "eb3c90"],
+    [11, "0002"],
+    [13, "04"],
+    [16, "02"],
+    [54, "4641543136202020"],
+    [510, "55aa"],
+  ],
+  [
+    [3, "4558464154202020"],
+    [510, "55aa"],
+  ],
+  [[1080, "53ef"]],
+].map((parts) => {
+  const head = Buffer.alloc(4096);
+  for (const [at, hex] of parts) head.write(hex as string, at as number, "hex");
+  return head;
+});
+
+fuzz(
+  "media",
+  (chance) => {
+    const head = broken(chance, media, [
+      Buffer.from("55aa", "hex"),
+      Buffer.from("EXFAT   "),
+      Buffer.from("FAT32   "),
+    ]);
+    return Buffer.concat([head, Buffer.alloc(4096)], 4096);
+  },
+  (bytes) => {
+    if (probe(bytes) === undefined) throw new BadMessage("no file system");
   },
 );

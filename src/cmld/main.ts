@@ -18,7 +18,7 @@ import { type End, LOG_NAME, Manager, type Network } from "./daemon.ts";
 import { loadDevice } from "./device.ts";
 import { exec } from "./exec.ts";
 import { openHost } from "./host.ts";
-import { Hotplug } from "./hotplug.ts";
+import { hotplug } from "./hotplug.ts";
 import { doorway } from "./modules/doorway.ts";
 import { ownLimits } from "./modules/limits.ts";
 import { modules } from "./modules.ts";
@@ -200,8 +200,10 @@ async function run(at: Places, debug: boolean): Promise<number> {
     end: (how: End) => end(how === "reboot" ? EXIT_REBOOT : EXIT_POWER_OFF),
   });
   await manager.load();
-  using hotplug = new Hotplug((line) => log.warn(line));
-  hotplug.begin();
+  hotplug.begin(
+    () => manager.claimants(),
+    (line) => log.warn(line),
+  );
 
   using listening = controlSocket(at.socket, device.hostedmode);
   using _server = open(listening, true);

@@ -5,6 +5,7 @@ import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
 import { devices } from "./modules/devices.ts";
 import { hostname } from "./modules/hostname.ts";
+import { hotplug } from "./modules/hotplug.ts";
 import { limits } from "./modules/limits.ts";
 import { masks } from "./modules/masks.ts";
 import { network } from "./modules/network.ts";
@@ -24,6 +25,7 @@ export const modules: readonly Module[] = [
   console,
   volumes, // pivots: from here on paths are the container's
   masks, // over what volumes has mounted
+  hotplug, // when the tree is there
   service, // binds in the container's /run
   time, // needs /proc of the container
   caps,

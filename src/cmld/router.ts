@@ -817,7 +817,7 @@ async function welcome(l: Link): Promise<void> {
   const hosted = [...guests.values()].some((g) => g.hosted);
   const name = nameOf(l, hosted);
   const mac = macOf(l);
-  const heir = heirOf({ name, mac }, isPhysical(l)) ?? heirOf({ name: l.name, mac }, false);
+  const heir = heirOf({ name: l.name, mac }, false) ?? heirOf({ name, mac }, isPhysical(l));
   if (!heir) return;
   try {
     await give(heir, here(), l, name, l.name);

@@ -33,6 +33,7 @@ export const {
   ENOBUFS,
   ELOOP,
   EXDEV,
+  EROFS,
 } = constants.errno;
 
 /** "ENOENT" for 2; "errno 999" for a number that has no name. */

@@ -1,11 +1,11 @@
 // Messages with descriptors (SCM_RIGHTS, unix(7)) on AF_UNIX sockets. The runtime's own sockets cannot carry them.
-import { MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET } from "./calls.ts";
+import { type At, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET } from "./calls.ts";
 import { address } from "./encode.ts";
 import { EAGAIN, EINTR, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
-import { lasting, mem } from "./mem.ts";
+import { lasting, mem, Struct } from "./mem.ts";
 import { attempt } from "./now.ts";
-import { type Op, show } from "./op.ts";
+import { type Data, type Op, show } from "./op.ts";
 
 const [SCM_RIGHTS, SCM_CREDENTIALS] = [1, 2]; // linux/socket.h
 const CREDENTIALS = 32; // CMSG_SPACE(sizeof(struct ucred))
@@ -65,11 +65,53 @@ export function sendMessage(
   void m.keep;
 }
 
+/** A child's way to hand a descriptor to its parent: one message of one byte. */
+export function handOver(socket: At, fd: number): Op {
+  const byte: Data = { data: new Uint8Array(1), text: "[0]" };
+  const vector: Data = { data: new Struct(16).skip(8).u64(1).bytes, text: "", pointers: [[0, byte]] };
+  const control: Data = {
+    data: new Struct(space(1))
+      .u64(16 + 4)
+      .i32(SOL_SOCKET)
+      .i32(SCM_RIGHTS)
+      .i32(fd).bytes,
+    text: "",
+  };
+  const message: Data = {
+    data: new Struct(56).skip(24).u64(1).skip(8).u64(control.data.length).bytes,
+    text: `{SCM_RIGHTS, [${fd}]}`,
+    pointers: [
+      [16, vector],
+      [32, control],
+    ],
+  };
+  return { call: "sendmsg", args: [socket, message, MSG_NOSIGNAL], want: 1 };
+}
+
+/** Send one message as if user and group `id` had sent it: root may say so (unix(7), SCM_CREDENTIALS). */
+export function sendAs(socket: Fd, bytes: Uint8Array, id: number): void {
+  const control = mem(CREDENTIALS);
+  const c = new DataView(control.buffer);
+  c.setBigUint64(0, BigInt(16 + 12), true);
+  c.setInt32(8, SOL_SOCKET, true);
+  c.setInt32(12, SCM_CREDENTIALS, true);
+  c.setInt32(16, process.pid, true);
+  c.setUint32(20, id, true);
+  c.setUint32(24, id, true);
+  const data = lasting(bytes);
+  const m = header(data, control);
+  const op: Op = { call: "sendmsg", args: [socket.n, m.header, MSG_DONTWAIT | MSG_NOSIGNAL] };
+  const sent = attempt(op);
+  void m.keep;
+  if (sent < 0) throw new SysError(-sent, show(op));
+}
+
 export interface Received {
   readonly bytes: Uint8Array;
   readonly descriptors: Fd[];
   /** Who sent it, as the kernel says; on sockets with SO_PASSCRED. */
   readonly pid?: number;
+  readonly uid?: number;
   /** The message had more bytes or descriptors than there was room for. */
   readonly cut: boolean;
 }
@@ -89,17 +131,18 @@ export function receiveMessage(socket: Fd, max: number): Received | "later" | "c
   const flags = h.getInt32(48, true);
   const c = new DataView(control.buffer);
   const descriptors: Fd[] = [];
-  let pid: number | undefined;
+  let sender: { pid: number; uid: number } | undefined;
   for (let at = 0; at + 16 <= length; ) {
     const size = Number(c.getBigUint64(at, true));
     if (size < 16) break;
     const type = c.getInt32(at + 8, true) === SOL_SOCKET ? c.getInt32(at + 12, true) : 0;
-    if (type === SCM_CREDENTIALS) pid = c.getInt32(at + 16, true);
+    if (type === SCM_CREDENTIALS)
+      sender = { pid: c.getInt32(at + 16, true), uid: c.getUint32(at + 20, true) };
     if (type === SCM_RIGHTS)
       for (let k = at + 16; k + 4 <= at + size; k += 4) descriptors.push(new Fd(c.getInt32(k, true)));
     at += (size + 7) & ~7;
   }
   if (n === 0 && descriptors.length === 0) return "closed";
   const cut = (flags & (MSG_TRUNC | MSG_CTRUNC)) !== 0;
-  return { bytes: data.slice(0, n), descriptors, cut, ...(pid !== undefined && { pid }) };
+  return { bytes: data.slice(0, n), descriptors, cut, ...sender };
 }

@@ -5,8 +5,9 @@ import { EAGAIN, EINTR, ENOBUFS, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { mem, Struct } from "./mem.ts";
 import { attempt, now } from "./now.ts";
-import { show } from "./op.ts";
+import { type Op, type Reg, show } from "./op.ts";
 import { EPOLLIN, type Watch, watch } from "./poll.ts";
+import { sendAs } from "./scm.ts";
 
 const NETLINK_KOBJECT_UEVENT = 15; // linux/netlink.h
 const KERNEL_GROUP = 1;
@@ -39,6 +40,35 @@ export function parseUevent(datagram: Uint8Array): Uevent | undefined {
     if (equals > 0) values.set(line.slice(0, equals), line.slice(equals + 1));
   }
   return { action: head.slice(0, at), path: head.slice(at + 1), values };
+}
+
+/** What the kernel takes from a sender: UEVENT_BUFFER_SIZE less "SEQNUM=" and its number, which it adds itself. */
+const SENT_MAX = 2048 - 28;
+
+/** In the kernel's form, without SEQNUM; undefined if it is too long to be sent. */
+export function printUevent({ action, path, values }: Uevent): Uint8Array | undefined {
+  const own = { ACTION: action, DEVPATH: path };
+  const rest = [...values].filter(([name]) => !(name in own) && name !== "SEQNUM");
+  const lines = [...Object.entries(own), ...rest].map(([name, value]) => `${name}=${value}\0`);
+  const bytes = Buffer.from(`${action}@${path}\0${lines.join("")}`);
+  return bytes.length > SENT_MAX ? undefined : bytes;
+}
+
+/** A socket through which events can be sent into the network namespace it was opened in. */
+export const senderSocket = (save: Reg): Op => socket(AF_NETLINK, SOCK_DGRAM, NETLINK_KOBJECT_UEVENT, save);
+
+/** Tell whoever listens in that namespace; to them it is the kernel that speaks, with the ids of root there. No child is
+ * needed: the kernel judges the credentials that come with the message, and `root` is what root there is to us. */
+export function sendUevent(to: Fd, event: Uint8Array, root: number): void {
+  const [NLM_F_REQUEST, ANY_TYPE] = [1, 16]; // linux/netlink.h: NLMSG_MIN_TYPE
+  const head = new Struct(16)
+    .u32(16 + event.length)
+    .u16(ANY_TYPE)
+    .u16(NLM_F_REQUEST).bytes;
+  sendAs(to, Buffer.concat([head, event]), root);
+  const answer = mem(36); // only a refusal is answered, and before sendmsg(2) returns: struct nlmsgerr
+  if (attempt(recvfrom(to.n, answer, MSG_DONTWAIT)) < 20) return;
+  throw new SysError(-new DataView(answer.buffer).getInt32(16, true), "uevent");
 }
 
 /** A socket that hears the kernel's device events of its network namespace. */

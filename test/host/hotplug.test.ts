@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import type { ContainerConfig } from "../../src/cmld/config.ts";
-import { Hotplug } from "../../src/cmld/hotplug.ts";
+import { hotplug as room } from "../../src/cmld/hotplug.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import * as router from "../../src/cmld/router.ts";
 import { type Child, launch, reap } from "../../src/run/launch.ts";
@@ -47,8 +47,10 @@ function inside(): void {
   loopbackUp();
   const route = Netlink.open(NETLINK_ROUTE);
   const said: string[] = [];
-  const room = new Hotplug((line) => said.push(line));
-  room.begin();
+  room.begin(
+    () => [],
+    (line) => void said.push(line),
+  );
   const children = new Set<Child>();
   const end = async (child: Child): Promise<void> => {
     const over = child.started().catch(() => {}); // closes what it would have told us through
@@ -61,7 +63,7 @@ function inside(): void {
   };
   afterAll(async () => {
     for (const child of children) await end(child);
-    room[Symbol.dispose]();
+    room.end();
     rmSync(run, { recursive: true });
   });
 

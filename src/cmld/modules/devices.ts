@@ -378,6 +378,17 @@ export function withdraw(uuid: string, rule: DeviceRule): void {
   if (l) change(l, withoutHotplug(l.list, rule));
 }
 
+/** What a container has been granted beyond what every one has, and what of it by the hot-plug. */
+export const rulesOf = (uuid: string): readonly DeviceRule[] =>
+  granted(live.get(uuid)?.list ?? []).map((g) => g.rule);
+export const hotplugged = (uuid: string): readonly DeviceRule[] =>
+  (live.get(uuid)?.list ?? []).filter((s) => s.by === "hotplug").map((s) => s.rule);
+
+/** Events about devices were lost: every container's nodes follow what is there now. */
+export function refreshAll(): void {
+  for (const l of live.values()) if (granted(l.list).length > 0) again(l);
+}
+
 /** Keep the devices of a rule from every container but `owner`, until it is disposed of: tokens, PIN pads. */
 export function reserve(rule: DeviceRule, owner?: string): Disposable {
   const r: Reservation = { rule, owner };
@@ -392,13 +403,14 @@ export function reserve(rule: DeviceRule, owner?: string): Disposable {
 
 /** Containers whose rules speak of these devices get their program and nodes anew. */
 function refresh(rule: DeviceRule): void {
-  for (const l of live.values()) {
-    if (!l.list.some((s) => s.allow && intersects(s.rule, rule))) continue;
-    try {
-      change(l, l.list);
-    } catch (e) {
-      l.start.log(chain(e));
-    }
+  for (const l of live.values()) if (l.list.some((s) => s.allow && intersects(s.rule, rule))) again(l);
+}
+
+function again(l: Live): void {
+  try {
+    change(l, l.list);
+  } catch (e) {
+    l.start.log(chain(e));
   }
 }
 
