@@ -2,7 +2,7 @@
 import type { Network } from "../src/cmld/daemon.ts";
 
 export const noNetwork: Network = {
-  interfaces: () => [],
+  interfaces: () => ({ texts: [], table: [] }),
   assign: async () => {},
   unassign: async () => {},
   vnets: () => undefined,

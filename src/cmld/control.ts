@@ -67,7 +67,8 @@ export interface Daemon {
   start(c: Known, options: { setup: boolean }): Promise<void>;
   explain(c: Known): Promise<string[]>;
   exec(c: Known, request: ExecRequest, client: ExecClient): Session;
-  interfaces(c: Known): Promise<string[]>;
+  /** As `ip link` prints them, and as data. */
+  interfaces(c: Known): Promise<{ texts: string[]; table: proto.IContainerInterface[] }>;
   assignInterface(c: Known, name: string, persistent: boolean): Promise<void>;
   unassignInterface(c: Known, name: string, persistent: boolean): Promise<void>;
   deviceAccess(c: Known, rule: string): Promise<void>;
@@ -402,7 +403,10 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
   [Command.CONTAINER_LIST_IFACES]: {
     provisioned: true,
     failure: FAILED,
-    run: async (d, r) => ({ code: Code.CONTAINER_IFACES, container_ifaces: await d.interfaces(one(d, r)) }),
+    async run(d, r) {
+      const { texts, table } = await d.interfaces(one(d, r));
+      return { code: Code.CONTAINER_IFACES, container_ifaces: texts, interfaces: table };
+    },
   },
   [Command.CONTAINER_EXEC_CMD]: { logged: true, failure: { code: Code.EXEC_END }, run: execute },
   [Command.CONTAINER_EXEC_INPUT]: { failure: FAILED, run: input },

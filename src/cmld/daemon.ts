@@ -53,8 +53,14 @@ const CORE0 = (os: string): string =>
 export type End = "power off" | "reboot";
 
 /** The network's part, by uuid. */
+export interface Interfaces {
+  /** As `ip link` prints them. */
+  readonly texts: string[];
+  readonly table: proto.IContainerInterface[];
+}
+
 export interface Network {
-  interfaces(uuid: string): string[];
+  interfaces(uuid: string): Interfaces;
   assign(uuid: string, which: string): Promise<void>;
   unassign(uuid: string, which: string): Promise<void>;
   /** The veths as they are now, or undefined where the configuration says all. */
@@ -545,14 +551,14 @@ export class Manager implements Daemon {
 
   // --- network and devices --------------------------------------------------------------
 
-  async interfaces(known: Known): Promise<string[]> {
+  async interfaces(known: Known): Promise<Interfaces> {
     const c = this.#managed(known);
-    return c.process ? this.#m.network.interfaces(c.uuid) : [];
+    return c.process ? this.#m.network.interfaces(c.uuid) : { texts: [], table: [] };
   }
 
   async assignInterface(known: Known, name: string, persistent: boolean): Promise<void> {
     const c = this.#managed(known);
-    await this.#m.network.assign(c.uuid, name);
+    if (c.process || !persistent) await this.#m.network.assign(c.uuid, name); // else when it starts
     if (!persistent) return;
     await this.#edit(c, (m) => {
       if (!m.net_ifaces.some((i) => i.netif === name))

@@ -270,6 +270,24 @@ test("answers for a container that is not there", async () => {
     expect(await answer(command)).toBe("CMD_FAILED");
 });
 
+test("assign_iface --persistent changes the configuration, also of a container that does not run", async () => {
+  const { client, base } = await daemon();
+  const c = client();
+  const [made] = await c.ask(Command.CREATE_CONTAINER, {
+    container_config_file: Buffer.from('name: "web" guest_os: "tinyos" color: 0 token_type: NONE'),
+  });
+  const uuid = made!.container_uuids[0]!;
+  const change = async (command: proto.ControllerToDaemon.Command): Promise<string> => {
+    const params = { iface_name: "cmleth1", persistent: true };
+    const [a] = await c.ask(command, { container_uuids: [uuid], assign_iface_params: params });
+    expect(a).toMatchObject({ response: Response.CMD_OK });
+    return readFileSync(join(base, "containers", `${uuid}.conf`), "utf8");
+  };
+  expect(await change(Command.CONTAINER_ASSIGNIFACE)).toContain('netif: "cmleth1"');
+  expect((await change(Command.CONTAINER_ASSIGNIFACE)).match(/netif/g)?.length).toBe(1);
+  expect(await change(Command.CONTAINER_UNASSIGNIFACE)).not.toContain("netif");
+});
+
 test("tokens are not there yet", async () => {
   const { client } = await daemon();
   const c = client();

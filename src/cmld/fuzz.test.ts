@@ -11,6 +11,9 @@ import { judgeDevice } from "../../test/extended.ts";
 import { FRAME_MAX_GUEST, frame, Unframer } from "../lib/frame.ts";
 import { BadMessage, type MessageClass } from "../lib/protobuf.ts";
 import { BadText, parse, print } from "../lib/text.ts";
+import { chain } from "../sys/error.ts";
+import { addressOf, ipLink, type Link, linkOf } from "../sys/link.ts";
+import { Answers, BadReply, be32, body, type Message, pack, u32 } from "../sys/netlink.ts";
 import { numberOf } from "../sys/sysfs.ts";
 import { parseUevent, printUevent } from "../sys/uevent.ts";
 import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
@@ -82,7 +85,7 @@ function broken(chance: Chance, seeds: readonly Buffer[], words: readonly Buffer
   return bytes;
 }
 
-const OURS = [BadMessage, BadText, BadConfig, BadRule];
+const OURS = [BadMessage, BadText, BadConfig, BadReply, BadRule];
 
 /** Run a target on its inputs; says how many were accepted. */
 function fuzz(name: string, input: (chance: Chance) => Buffer, target: (bytes: Buffer) => void): void {
@@ -396,5 +399,72 @@ fuzz(
   },
   (bytes) => {
     if (probe(bytes) === undefined) throw new BadMessage("no file system");
+// --- netlink: what the kernel answers, and what somebody in a container's namespace could slip in between ----------
+
+const nothing = (what: string, type = 18): Message => ({ type, body: new Uint8Array(16), what });
+const asked = [nothing("link show"), nothing("addr show", 22)];
+const mac = new Uint8Array([2, 0, 0, 0, 0, 7]);
+const linkReply = body(new Uint8Array([0, 0, 1, 0, 7, 0, 0, 0, 0x43, 0x10, 1, 0, 0, 0, 0, 0]), [
+  [1, mac],
+  [2, new Uint8Array(6).fill(255)],
+  [3, "host0"],
+  [4, u32(1500)],
+  [5, u32(9)],
+  [6, "noqueue"],
+  [16, new Uint8Array([6])],
+  [18, [[1, "veth"]]],
+  [20, "alias"],
+  [23, new Uint8Array(200).fill(1)],
+  [27, u32(0x636d6c)],
+  [37, u32(0)],
+  [52, [[53, "another-name"]]],
+  [54, mac],
+  [56, "0000:00:03.0"],
+]);
+const addressReply = (family: number, bytes: Uint8Array): Uint8Array =>
+  body(new Uint8Array([family, 24, 0, 0, 7, 0, 0, 0]), [
+    [1, bytes],
+    [2, bytes],
+  ]);
+const refusalReply = body(Buffer.concat([Buffer.from([0xef, 0xff, 0xff, 0xff]), new Uint8Array(16)]), [
+  [1, "Operation not supported by this link"],
+]);
+const replies = [
+  [
+    pack({ ...asked[0]!, type: 16, body: linkReply }, 1, 2),
+    pack({ ...asked[0]!, type: 16, body: linkReply }, 1, 2),
+  ],
+  [pack({ ...asked[1]!, type: 20, body: addressReply(2, new Uint8Array([172, 23, 0, 2])) }, 2, 2)],
+  [pack({ ...asked[1]!, type: 20, body: addressReply(10, new Uint8Array(16).fill(3)) }, 2, 2)],
+  [pack({ ...asked[0]!, type: 2, body: refusalReply }, 1, 0x300)],
+  [pack({ ...asked[1]!, type: 3, body: u32(0) }, 2, 2)],
+].map((packed) => Buffer.concat(packed));
+
+const netlinkWords = [u32(1), u32(2), u32(0xffffffff), be32(16), mac, Buffer.from("\x1b[2J\0")].map((b) =>
+  Buffer.from(b),
+);
+
+fuzz(
+  "netlink replies",
+  (chance) => broken(chance, replies, netlinkWords),
+  (bytes) => {
+    const answers = new Answers(asked, 1);
+    answers.take(bytes);
+    let wrong: unknown;
+    const all: Link[] = [];
+    for (const r of answers.replies) {
+      try {
+        if (r.type === 16) all.push(linkOf(r));
+        if (r.type === 20) addressOf(r);
+      } catch (e) {
+        if (!(e instanceof BadReply)) throw e;
+        wrong = e;
+      }
+    }
+    for (const text of ipLink(all))
+      if (/[^\n\x20-\x7e]/.test(text)) throw new Error(`it prints ${JSON.stringify(text)}`);
+    for (const e of answers.refusals)
+      if (/[^\x20-\x7e]/.test(chain(e))) throw new Error(`it says ${JSON.stringify(chain(e))}`);
+    if (wrong !== undefined) throw wrong;
   },
 );

@@ -9,6 +9,7 @@
 // Physical links belong to core0 unless a container claims them.
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { IContainerInterface } from "../../proto/gen/proto.js";
 import { aside, Carriers, netlinkIn, netnsOf, sysctlIn, type Where } from "../run/netns.ts";
 import { chain, EEXIST, ENODEV, ENOENT, isErrno } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
@@ -861,22 +862,28 @@ export const lookAround = (): Promise<void> =>
 
 // --- what is there -------------------------------------------------------------
 
-/** As `ip link` prints the links of a running container, one text for each; none if it has no own namespace. */
-export function interfaces(uuid: string): string[] {
+/** The links of a running container, as `ip link` prints them and with addresses as data; none if it has no namespace
+ * of its own. */
+export function interfaces(uuid: string): { texts: string[]; table: IContainerInterface[] } {
   const g = guests.get(uuid);
-  return g ? inNetns(g, (n) => ipLink(links(n))) : [];
-}
-
-/** The same with addresses, as data. */
-export function interfaceTable(uuid: string): { link: Link; addresses: string[] }[] {
-  const g = guests.get(uuid);
-  if (!g) return [];
+  if (!g) return { texts: [], table: [] };
   return inNetns(g, (n) => {
-    const all = addresses(n);
-    return links(n).map((link) => ({
-      link,
-      addresses: all.filter((a) => a.index === link.index).map((a) => a.address),
-    }));
+    const [all, everyAddress] = [links(n), addresses(n)];
+    const table = all.map(
+      (l): IContainerInterface => ({
+        name: l.name,
+        ...(l.kind !== "" && { kind: l.kind }),
+        state: l.state,
+        mac: l.mac,
+        addresses: everyAddress.filter((a) => a.index === l.index).map((a) => a.address),
+        mtu: l.mtu,
+        rx_bytes: l.stats.rxBytes,
+        tx_bytes: l.stats.txBytes,
+        rx_packets: l.stats.rxPackets,
+        tx_packets: l.stats.txPackets,
+      }),
+    );
+    return { texts: ipLink(all), table };
   });
 }
 

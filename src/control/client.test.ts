@@ -291,6 +291,7 @@ test("a refusal prints the original's words on stdout, our reason on stderr; JSO
     guestos_configs: [],
     stats: [],
     audit_records: [],
+    interfaces: [],
   });
 });
 

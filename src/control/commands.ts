@@ -158,6 +158,24 @@ const iface = (call: Call): Fields => {
 
 const word = (table: Record<number, string>, n: number): string => (table[n] ?? `${n}`).toLowerCase();
 
+const interfaceTable: Person = (m, c) =>
+  m.interfaces.length === 0
+    ? m.container_ifaces.map((i) => harmless(i)).join("") || c.quiet("no interfaces\n")
+    : table(
+        ["NAME", "KIND", "STATE", "ADDRESSES", "MAC", "MTU", "RECEIVED", "SENT"],
+        m.interfaces.map((i) => [
+          harmless(i.name),
+          harmless(i.kind ?? ""),
+          (i.state === "DOWN" ? c.quiet : c.good)(harmless(i.state).toLowerCase()),
+          harmless(i.addresses.join(" ")),
+          harmless(i.mac ?? ""),
+          String(i.mtu ?? ""),
+          size(i.rx_bytes ?? 0),
+          size(i.tx_bytes ?? 0),
+        ]),
+        c,
+      );
+
 const statusTable: Person = (m, c) =>
   m.container_status.length === 0
     ? c.quiet("no containers\n")
@@ -598,7 +616,7 @@ export const COMMANDS: readonly Row[] = [
     "ifaces",
     [CONTAINER],
     "list the network interfaces of a container",
-    about(Command.CONTAINER_LIST_IFACES, (m) => m.container_ifaces.map((i) => harmless(i)).join("")),
+    about(Command.CONTAINER_LIST_IFACES, interfaceTable),
     lenient,
   ),
   row(

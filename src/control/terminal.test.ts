@@ -114,6 +114,45 @@ test("lists are tables with words and colours; a hostile name does nothing to th
   expect(user.text).toContain("\x1b[32mrunning\x1b[39m");
 });
 
+test("ifaces: a table with addresses; of a daemon that sends the original's text alone, that text", async () => {
+  let table = true;
+  using daemon = daemonWith((_, answer) =>
+    answer({
+      code: Code.CONTAINER_IFACES,
+      container_ifaces: ["1: lo: <LOOPBACK\x1b[2J>\n"],
+      ...(table && {
+        interfaces: [
+          {
+            name: "host0",
+            kind: "veth",
+            state: "UP",
+            mac: "02:00:00:00:00:07",
+            addresses: ["172.23.0.2/24", "fe80::1/64"],
+            mtu: 1500,
+            rx_bytes: 2048,
+            tx_bytes: 7,
+          },
+        ],
+      }),
+    }),
+  );
+  {
+    await using user = seat(daemon, "ifaces", "web");
+    expect(await user.ended()).toEqual({ status: 0 });
+    await user.sees("host0");
+    const lines = Bun.stripANSI(user.text).split("\r\n");
+    expect(lines[0]).toMatch(/^NAME +KIND +STATE +ADDRESSES +MAC +MTU +RECEIVED +SENT$/);
+    expect(lines[1]).toMatch(
+      /^host0 +veth +up +172\.23\.0\.2\/24 fe80::1\/64 +02:00:00:00:00:07 +1500 +2\.0 KiB +7 B$/,
+    );
+  }
+  table = false;
+  await using user = seat(daemon, "ifaces", "web");
+  expect(await user.ended()).toEqual({ status: 0 });
+  await user.sees("LOOPBACK");
+  expect(user.text).toBe("1: lo: <LOOPBACK\\x1b[2J>\r\n");
+});
+
 test("a refusal is one line with the daemon's reason", async () => {
   using daemon = daemonWith((_, answer) =>
     answer({

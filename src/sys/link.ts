@@ -7,6 +7,7 @@ import {
   type Attribute,
   attributeList,
   attributes,
+  BadReply,
   body,
   type Message,
   type Netlink,
@@ -130,8 +131,9 @@ export interface Link {
 /** By its index, or by name. */
 export type Which = number | string;
 
+const [IFINFOMSG, IFADDRMSG] = [16, 8]; // sizeof
 function ifinfomsg(index: number, flags = 0, change = 0): Buffer {
-  const b = Buffer.alloc(16);
+  const b = Buffer.alloc(IFINFOMSG);
   b[0] = AF_UNSPEC;
   b.writeInt32LE(index, 4);
   b.writeUInt32LE(flags, 8);
@@ -358,15 +360,25 @@ export function links(n: Netlink): Link[] {
 }
 
 /** The IPv4 and IPv6 addresses there: "172.23.0.2/24" by the link's index. */
-export function addresses(n: Netlink): { index: number; address: string }[] {
+export function addresses(n: Netlink): Address[] {
   const replies = n.dump({ type: RTM_GETADDR, body: new Uint8Array(8), what: "addr show" });
   if (replies.length > LINKS_MAX)
     throw new Error(`${replies.length} addresses, at most ${LINKS_MAX} are listed`);
-  return replies.map(({ body: b }) => {
-    const list = attributes(b.subarray(8));
-    const bytes = list.get(IFA_LOCAL) ?? list.get(IFA_ADDRESS) ?? new Uint8Array(4);
-    return { index: numberOf(b.subarray(4, 8)), address: `${ipText(bytes)}/${b[1]}` };
-  });
+  return replies.map(addressOf);
+}
+
+/** An address of the link with this index, "172.23.0.2/24". */
+export interface Address {
+  readonly index: number;
+  readonly address: string;
+}
+
+/** The address that an RTM_NEWADDR message describes. */
+export function addressOf({ body: b }: Reply): Address {
+  if (b.length < IFADDRMSG) throw new BadReply(`an address in ${b.length} bytes`);
+  const list = attributes(b.subarray(IFADDRMSG));
+  const bytes = list.get(IFA_LOCAL) ?? list.get(IFA_ADDRESS) ?? new Uint8Array(4);
+  return { index: numberOf(b.subarray(4, IFADDRMSG)), address: `${ipText(bytes)}/${b[1]}` };
 }
 
 function ipText(b: Uint8Array): string {
@@ -382,8 +394,9 @@ function ipText(b: Uint8Array): string {
 /** The link that an RTM_NEWLINK message describes. */
 export function linkOf(reply: Reply): Link {
   const b = reply.body;
+  if (b.length < IFINFOMSG) throw new BadReply(`a link in ${b.length} bytes`);
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
-  const a = attributes(b.subarray(16));
+  const a = attributes(b.subarray(IFINFOMSG));
   const flags = view.getUint32(8, true);
   const stats = a.get(IFLA_STATS64);
   const count = stats && new DataView(stats.buffer, stats.byteOffset, stats.byteLength);

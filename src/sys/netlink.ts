@@ -189,10 +189,41 @@ interface How {
   readonly atomic?: boolean;
 }
 
-interface Answer {
-  readonly replies: Reply[];
-  readonly refusals: Error[];
-  readonly interrupted: boolean;
+/** Bytes that no kernel would send. */
+export class BadReply extends Error {}
+
+/** What the kernel's datagrams come to, as answers to messages numbered from `start` on. */
+export class Answers {
+  readonly replies: Reply[] = [];
+  readonly refusals: Error[] = [];
+  interrupted = false;
+  #size = 0;
+  constructor(
+    readonly messages: readonly Message[],
+    readonly start: number,
+    readonly how: How = {},
+  ) {}
+
+  /** One more datagram; true: it was the last. */
+  take(datagram: Uint8Array): boolean {
+    const { last = this.messages.length - 1, tolerate = [], atomic = false } = this.how;
+    this.#size += datagram.length;
+    if (this.#size > ANSWER_MAX)
+      throw new Error(`${this.messages[0]!.what}: answer longer than ${ANSWER_MAX} bytes`);
+    let done = false;
+    for (const r of parse(datagram)) {
+      const index = r.sequence - this.start;
+      const message = this.messages[index];
+      if (!message) continue; // the rest of an exchange that was given up
+      if (r.flags & NLM_F_DUMP_INTR) this.interrupted = true;
+      if (r.type === NLMSG_DONE || r.type === NLMSG_ERROR) {
+        const errno = errnoOf(r.body);
+        if (errno !== 0 && !tolerate.includes(errno)) this.refusals.push(refusal(message.what, errno, r));
+        if (index === last || (atomic && index === 0 && errno !== 0)) done = true;
+      } else if (r.type !== NLMSG_NOOP) this.replies.push({ type: r.type, body: lasting(r.body) });
+    }
+    return done;
+  }
 }
 
 interface Received extends Reply {
@@ -289,15 +320,15 @@ export class Netlink implements Disposable {
     if (refusals[0]) throw refusals[0];
   }
 
-  #exchange(messages: readonly Message[], how: How): Answer {
+  #exchange(messages: readonly Message[], how: How): Answers {
     const { send, collect } = this.#compose(messages, how);
     now(send);
     return collect();
   }
 
   /** One datagram with all of `messages`, and what reads until number `last` of them is answered. */
-  #compose(messages: readonly Message[], how: How): { send: Op; collect(): Answer } {
-    const { last = messages.length - 1, flags = NLM_F_ACK, tolerate = [], atomic = false } = how;
+  #compose(messages: readonly Message[], how: How): { send: Op; collect(): Answers } {
+    const { last = messages.length - 1, flags = NLM_F_ACK } = how;
     const start = this.#sequence;
     this.#sequence += messages.length;
     // A refusal is reported without NLM_F_ACK too, and in order: asking for the last one's is enough.
@@ -305,38 +336,12 @@ export class Netlink implements Disposable {
     const bytes = lasting(Buffer.concat(packed));
     return {
       send: sendto(this.#fd.n, bytes, 0),
-      collect: () => this.#collect(messages, start, last, tolerate, atomic),
+      collect: () => {
+        const answers = new Answers(messages, start, how);
+        while (!answers.take(this.#receive(messages[last]!.what)));
+        return answers;
+      },
     };
-  }
-
-  #collect(
-    messages: readonly Message[],
-    start: number,
-    last: number,
-    tolerate: readonly number[],
-    atomic: boolean,
-  ): Answer {
-    const replies: Reply[] = [];
-    const refusals: Error[] = [];
-    let interrupted = false;
-    for (let size = 0; ; ) {
-      const datagram = this.#receive(messages[last]!.what);
-      size += datagram.length;
-      if (size > ANSWER_MAX) throw new Error(`${messages[0]!.what}: answer longer than ${ANSWER_MAX} bytes`);
-      let done = false;
-      for (const r of parse(datagram)) {
-        const index = r.sequence - start;
-        const message = messages[index];
-        if (!message) continue; // the rest of an exchange that was given up
-        if (r.flags & NLM_F_DUMP_INTR) interrupted = true;
-        if (r.type === NLMSG_DONE || r.type === NLMSG_ERROR) {
-          const errno = errnoOf(r.body);
-          if (errno !== 0 && !tolerate.includes(errno)) refusals.push(refusal(message.what, errno, r));
-          if (index === last || (atomic && index === 0 && errno !== 0)) done = true;
-        } else if (r.type !== NLMSG_NOOP) replies.push({ type: r.type, body: lasting(r.body) });
-      }
-      if (done) return { replies, refusals, interrupted };
-    }
   }
 
   /** Length of the next datagram, now in `buffer`, or -errno. */

@@ -2,9 +2,13 @@
  * each. What is printed last begins with "held" if the attack failed and with "won" if it did not; `call` prints the
  * name of the errno alone. Run as `attack NAME ARGUMENT...`. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_packet.h>
+#include <net/ethernet.h>
+#include <net/if.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -229,6 +233,78 @@ static int tick(char **arg)
 	return adjtimex(&now) < 0 ? held(name_of(errno)) : won("the clock's tick");
 }
 
+/* A socket that sends and hears whole frames of a link. */
+static int wire(const char *link)
+{
+	struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL),
+				  .sll_ifindex = if_nametoindex(link) };
+	int fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
+
+	return fd < 0 || bind(fd, (struct sockaddr *)&to, sizeof to) ? -1 : fd;
+}
+
+static void mac(const char *text, unsigned char *into)
+{
+	sscanf(text, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", into, into + 1, into + 2, into + 3, into + 4, into + 5);
+}
+
+/* frame LINK TO-MAC FROM-MAC FROM-IP TO-IP PORT TEXT: a datagram in a frame of our own making. */
+static int frame(char **arg)
+{
+	unsigned char f[256] = { [12] = 8, [14] = 0x45, [22] = 64, [23] = IPPROTO_UDP, [35] = 7 };
+	int fd = wire(arg[0]), text = strlen(arg[6]), port = atoi(arg[5]), sum = 0;
+
+	mac(arg[1], f);
+	mac(arg[2], f + 6);
+	f[17] = 28 + text;
+	inet_pton(AF_INET, arg[3], f + 26);
+	inet_pton(AF_INET, arg[4], f + 30);
+	for (int i = 14; i < 34; i += 2)
+		sum += f[i] << 8 | f[i + 1];
+	sum = (sum & 0xffff) + (sum >> 16);
+	f[24] = ~sum >> 8;
+	f[25] = ~sum;
+	f[36] = port >> 8;
+	f[37] = port;
+	f[39] = 8 + text;
+	memcpy(f + 42, arg[6], text);
+	puts(send(fd, f, 42 + text, 0) < 0 ? name_of(errno) : "sent");
+	return 0;
+}
+
+/* arp LINK FROM-MAC IP ASKED: ask everybody for ASKED, and say that IP is at FROM-MAC. */
+static int arp(char **arg)
+{
+	unsigned char f[42] = { [12] = 8, 6, 0, 1, 8, 0, 6, 4, 0, 1 };
+
+	memset(f, 0xff, 6);
+	mac(arg[1], f + 6);
+	mac(arg[1], f + 22);
+	inet_pton(AF_INET, arg[2], f + 28);
+	inet_pton(AF_INET, arg[3], f + 38);
+	puts(send(wire(arg[0]), f, sizeof f, 0) < 0 ? name_of(errno) : "sent");
+	return 0;
+}
+
+/* hear LINK SECONDS TEXT: whether a frame with it comes in. */
+static int hear(char **arg)
+{
+	struct timeval second = { .tv_sec = 1 };
+	time_t end = time(NULL) + atoi(arg[1]);
+	char f[2048];
+	int fd = wire(arg[0]);
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second);
+	for (puts("listening"), fflush(stdout); time(NULL) < end;) {
+		struct sockaddr_ll from;
+		socklen_t size = sizeof from;
+		ssize_t n = recvfrom(fd, f, sizeof f, 0, (struct sockaddr *)&from, &size);
+		if (n > 0 && from.sll_pkttype != PACKET_OUTGOING && memmem(f, n, arg[2], strlen(arg[2])))
+			return puts("heard"), 0;
+	}
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	int (*run)(char **);
@@ -236,7 +312,7 @@ static const struct {
 } attacks[] = {
 	{ "call", call, 1 }, { "climb", climb, 1 }, { "swap", swap, 2 }, { "chase", chase, 3 }, { "spy", spy, 1 },
 	{ "overwrite", overwrite, 1 }, { "connections", connections, 2 }, { "forks", forks, 1 }, { "memory", memory, 1 },
-	{ "tick", tick, 0 },
+	{ "tick", tick, 0 }, { "frame", frame, 7 }, { "arp", arp, 4 }, { "hear", hear, 3 },
 };
 
 int main(int argc, char **argv)

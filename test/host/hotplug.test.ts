@@ -113,7 +113,7 @@ function inside(): void {
   const unplug = (name: string): void => void route.do([deleteLink(`${name}-far`)], ENODEV);
   const here = (): string[] => links(route).map((l) => l.name);
   const has = ({ guest }: Up): string[] =>
-    router.interfaceTable(guest.uuid).map((t) => t.link.name.replace(/^lo$/, ""));
+    router.interfaces(guest.uuid).table.map((t) => t.name.replace(/^lo$/, ""));
   const gets = (c: Up, name: string): Promise<void> =>
     until(() => (has(c).includes(name) ? [] : [`${name} is not with ${c.guest.name}: ${has(c)}`, ...said]));
 
