@@ -399,6 +399,9 @@ fuzz(
   },
   (bytes) => {
     if (probe(bytes) === undefined) throw new BadMessage("no file system");
+  },
+);
+
 // --- netlink: what the kernel answers, and what somebody in a container's namespace could slip in between ----------
 
 const nothing = (what: string, type = 18): Message => ({ type, body: new Uint8Array(16), what });
