@@ -72,6 +72,42 @@ test("a container from its configuration to its removal", async () => {
   });
 }, 30_000);
 
+test("a device is assigned to one container, lent to another while it runs, and never to both", async () => {
+  const make = async (name: string, more: string) => {
+    const file = join(cmld.folder, `${name}.conf`);
+    writeFileSync(file, `name: "${name}"\nguest_os: "busybox"\ncolor: 1\ntoken_type: NONE\n${more}\n`);
+    return file;
+  };
+  expect(await control("create", await make("one", 'assign_dev: "c 10:235 rwm"'))).toMatchObject({ exit: 0 });
+  for (const [field, rule] of [
+    ["allow_dev", "c 10:* r"],
+    ["assign_dev", "c 10:235 m"],
+  ])
+    expect((await control("create", await make("two", `${field}: "${rule}"`))).stderr).toContain(
+      `${field}[0]: device rule "${rule}": one is assigned "c 10:235 rwm"`,
+    );
+  expect((await control("create", await make("two", 'allow_dev: "a *:* rwm"'))).stderr).toContain(
+    'allow_dev[0]: device rule "a *:* rwm" names every device there is',
+  );
+  expect(await control("create", await make("two", ""))).toMatchObject({ exit: 0 });
+  expect(
+    (await control("update_config", "two", await make("two", 'allow_dev: "c 10:235"'))).stderr,
+  ).toContain("one is assigned");
+  expect((await control("dev_access", "two", "c 4:1 rwm")).stderr).toContain("two is STOPPED: not running");
+  for (const name of ["one", "two"])
+    expect(await control("start", name, "--wait")).toMatchObject({ exit: 0 });
+  expect((await control("dev_access", "two", "c 10:235 r")).stderr).toContain("one is assigned");
+  expect((await control("dev_access", "two", "c 1:8 -")).stderr).toContain("CMD_FAILED");
+  expect(await control("dev_access", "two", "c 4:1 rwm")).toMatchObject({ stdout: OK, exit: 0 });
+  const devices = async (name: string) =>
+    (await control("run", "--no-tty", name, "/bin/busybox", "ls", "/dev")).stdout;
+  expect(await devices("one")).toContain("autofs");
+  expect(await devices("two")).toContain("tty1");
+  expect(await control("dev_access", "two", "c 4:1")).toMatchObject({ stdout: OK, exit: 0 });
+  expect(await devices("two")).not.toContain("tty1");
+  for (const name of ["one", "two"]) expect(await control("remove", name)).toMatchObject({ exit: 0 });
+}, 180_000);
+
 test("what the daemon refuses, it gives a reason for", async () => {
   const file = join(cmld.folder, "bad.conf");
   writeFileSync(file, 'name: "bad"\nguest_os: "busybox"\ncolour: 1\n');

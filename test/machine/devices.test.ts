@@ -1,0 +1,53 @@
+// Devices on the machine's kernel: a container gets a disk that it is allowed, never the one that the machine lives on.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { disk } from "../../initramfs/image.ts";
+import { CORE0, seed } from "../../initramfs/seed.ts";
+import { Vm } from "./qemu.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "devices-"));
+const [data, spare] = [join(folder, "disk.img"), join(folder, "spare.img")];
+
+beforeAll(() => {
+  const tree = join(folder, "data");
+  seed(join(tree, "cml"), {
+    guests: ["core0-1", "busybox-1"],
+    containers: [CORE0, { name: "web", guest_os: "busybox", assign_dev: ["c 4:1 rwm"] }],
+  });
+  disk(data, 512, tree);
+  writeFileSync(spare, "the spare disk\n");
+  truncateSync(spare, 1 << 20);
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+test("a disk can be lent to a container and taken back; the machine's own cannot, nor what is assigned to another", async () => {
+  await using vm = Vm.boot({ disks: [data, spare] });
+  const control = async (...args: string[]): Promise<string> => {
+    const { stdout, stderr } = await vm.ask("run", { argv: ["/usr/sbin/control", ...args] });
+    return stdout + stderr;
+  };
+  await vm.sees("core0: BOOTING → RUNNING");
+  expect(await control("start", "web")).toContain("CONTAINER_START_OK");
+  await vm.sees(/web: \w+ → RUNNING/);
+  const web = (...argv: string[]) => control("run", "--no-tty", "web", ...argv);
+  expect(await web("ls", "-l", "/dev")).toMatch(/4,\s+1 .* tty1/);
+  expect(await web("ls", "/dev")).not.toMatch(/vd[ab]|console|kmsg|loop/);
+
+  const dev = async (name: string) => (await vm.ask("read", { path: `/sys/block/${name}/dev` })).trim();
+  const [own, other] = [await dev("vda"), await dev("vdb")];
+  expect(await control("dev_access", "web", `b ${own} r`)).toContain(
+    "names devices that are the machine's own",
+  );
+  expect(await control("dev_access", "web", `b ${other} r`)).toContain("CMD_OK");
+  expect(await web("head", "-n", "1", "/dev/vdb")).toContain("the spare disk");
+  expect(await web("dd", "if=/dev/zero", "of=/dev/vdb", "count=1")).toContain("not permitted"); // to read only
+  expect(await control("dev_access", "web", `b ${other.replace(/:.*/, "")}:* rwm`)).toContain("CMD_OK");
+  expect(await web("ls", "/dev")).not.toContain("vda");
+  expect(await web("dd", "if=/dev/zero", "of=/dev/vdb", "count=1")).toContain("1+0 records out");
+  expect(await control("dev_access", "web", `b ${other.replace(/:.*/, "")}:*`)).toContain("CMD_OK");
+  expect(await web("ls", "/dev")).not.toMatch(/vd[ab]/);
+
+  expect(await control("dev_access", "core0", "c 4:1 r")).toContain('web is assigned "c 4:1 rwm"');
+}, 300_000);
