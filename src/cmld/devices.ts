@@ -149,7 +149,10 @@ export function amend(list: readonly Statement[], added: Statement): Statement[]
 export const withoutHotplug = (list: readonly Statement[], rule: DeviceRule): Statement[] =>
   list.filter((s) => s.by !== "hotplug" || !covers(rule, s.rule));
 
-const matches = (r: DeviceRule, d: Device): boolean => includes(r, ruleOf(d));
+const matches = (r: DeviceRule, d: Device): boolean =>
+  (r.kind === "a" || r.kind === d.kind) &&
+  r.major === d.major &&
+  (r.minor === undefined || r.minor === d.minor);
 
 /** What a list grants on a device. */
 export function accessOf(list: readonly Statement[], device: Device): number {

@@ -20,6 +20,7 @@ import { remove as removeGroup } from "../sys/cgroup.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, openProcess, SIGKILL } from "../sys/process.ts";
+import type { DevicesResource } from "./modules/devices.ts";
 import { type NetworkResource, networkReleases } from "./router.ts";
 
 /** Grows when an entry changes its meaning: an older cmld refuses a newer ledger with a sentence. */
@@ -30,7 +31,8 @@ export type Resource =
   | { readonly kind: "cgroup"; readonly path: string }
   | NetworkResource
   | { readonly kind: "process"; readonly pid: number; readonly startTime: number }
-  | { readonly kind: "file"; readonly path: string };
+  | { readonly kind: "file"; readonly path: string }
+  | DevicesResource;
 
 export interface Owned {
   /** Write `resource` down, then do `how`. It is released in reverse order, whatever happens. */
@@ -81,6 +83,9 @@ const releases: { [K in Resource["kind"]]: (r: Extract<Resource, { kind: K }>) =
     pidfd.close();
   },
   file: (r) => rmSync(r.path, { force: true }),
+  devices(r) {
+    for (const path of [r.file, `${r.file}.new`]) rmSync(path, { force: true });
+  },
 };
 
 const release = (r: Resource): void | Promise<void> =>

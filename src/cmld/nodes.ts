@@ -3,7 +3,7 @@
 // component after the other, and no link is followed.
 import { fstatSync, readdirSync, readFileSync } from "node:fs";
 import * as sys from "../sys/calls.ts";
-import { EEXIST, ENOENT, isErrno } from "../sys/error.ts";
+import { EEXIST, ENOENT, isErrno, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attempt, now } from "../sys/now.ts";
 import type { Device, DeviceRule } from "./devices.ts";
@@ -73,6 +73,19 @@ export function makeNode(dev: Fd, node: Node, owner: number): void {
   if (!fd) throw new Error(`/dev/${node.path} cannot be made: something else is there`);
   now({ call: "fchownat", args: [fd.n, "", owner, owner, sys.AT_EMPTY_PATH] });
   now(sys.fchmodat(sys.AT_FDCWD, `/proc/self/fd/${fd.n}`, node.mode)); // no other way with O_PATH before Linux 6.6
+}
+
+/** The same in a tree that nobody else has seen yet: quicker, for there is nothing to beware of. */
+export function layNode(dev: Fd, node: Node, owner: number): void {
+  const own = (path: string) => now(sys.fchownat(dev.n, path, owner, owner));
+  for (let at = node.path.indexOf("/"); at > 0; at = node.path.indexOf("/", at + 1)) {
+    const folder = node.path.slice(0, at);
+    if (attempt(sys.mkdirat(dev.n, folder, 0o755)) === 0) own(folder);
+  }
+  const made = attempt(sys.mknodat(dev.n, node.path, typeOf(node), number(node)));
+  if (made < 0) throw new SysError(-made, `mknod /dev/${node.path}`);
+  now(sys.fchmodat(dev.n, node.path, node.mode)); // mknod obeys the umask
+  own(node.path);
 }
 
 /** Remove a node if it is still that of the device. */

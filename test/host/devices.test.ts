@@ -3,6 +3,7 @@ import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
 import {
   existsSync,
   lstatSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
   statSync,
@@ -12,6 +13,7 @@ import {
 import { join } from "node:path";
 import type { Container } from "../../src/cmld/container.ts";
 import {
+  DEFAULT,
   DEFAULT_DEVICES,
   type Device,
   parseDeviceRule,
@@ -50,6 +52,7 @@ let before: string[];
 
 beforeAll(async () => {
   world = World.open();
+  mkdirSync(join(world.host.run, "devices")); // stays
   await world.sh("true");
   before = world.snapshot();
 });
@@ -326,10 +329,21 @@ test("the next cmld finds it as it was: what was granted, taken, and the nodes",
   for await (const chunk of manager.stdout) {
     expect(Buffer.from(chunk).toString()).toBe("up\n");
     // What a client was granted is in the file; as if it had been.
-    const path = join(world.host.run, "devices", uuid);
-    const kept = JSON.parse(readFileSync(path, "utf8"));
-    kept.list.push(statement(true, FOREIGN_RULE), statement(false, "c 1:8"));
-    writeFileSync(path, JSON.stringify(kept));
+    const { pid } = JSON.parse(
+      readFileSync(join(world.ledgerDirectory(), uuid), "utf8").trim().split("\n").at(-1)!,
+    ).running;
+    const list = [
+      ...DEFAULT,
+      ...["c 4:1 rwm", FOREIGN_RULE].map((text) => statement(true, text)),
+      statement(false, "c 1:8"),
+    ];
+    const assigned = list.map((s, i) => (i === DEFAULT.length ? { ...s, assigned: true } : s));
+    const state = {
+      list: assigned,
+      nodes: [{ kind: "c", major: 1, minor: 8, path: "random", mode: 0o666 }],
+      dev: statSync(`/proc/${pid}/root/dev`).dev,
+    };
+    writeFileSync(join(world.host.run, "devices", uuid), JSON.stringify(state));
     manager.kill("SIGKILL");
   }
   await manager.exited;
@@ -345,6 +359,27 @@ test("the next cmld finds it as it was: what was granted, taken, and the nodes",
   expect(() =>
     devices.checkClaims({ host: world.host, uuid: "" }, { allow_dev: ["c 4:1"], assign_dev: [] }),
   ).toThrow("is assigned");
+});
+
+test("nothing was changed since its start: the ledger says all", async () => {
+  const uuid = crypto.randomUUID();
+  const task = { directory: world.directory, uuid, mounts: ROOT, init: ["/bin/sleep", "1000"] };
+  const manager = Bun.spawn(
+    [
+      process.execPath,
+      join(import.meta.dir, "manager.ts"),
+      JSON.stringify({ ...task, config: { allow_dev: ["c 4:1"] } }),
+    ],
+    { stdout: "pipe", stderr: "inherit" },
+  );
+  for await (const _ of manager.stdout) manager.kill("SIGKILL");
+  await manager.exited;
+  const c = world.container({ uuid, init: task.init });
+  running.push(c);
+  expect(await world.recover(c)).toBe(true);
+  expect(nodesIn(c)).toEqual([...USUAL, "tty1"].sort());
+  devices.deny(c.uuid, rule("c 4:1"));
+  expect(nodesIn(c)).toEqual(USUAL);
 });
 
 // --- attacks ---------------------------------------------------------------------------

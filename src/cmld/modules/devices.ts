@@ -43,7 +43,7 @@ import {
   withoutHotplug,
 } from "../devices.ts";
 import type { Module, Process, Start } from "../module.ts";
-import { deviceOf, makeNode, type Node, nodeOf, nodesOf, removeNode } from "../nodes.ts";
+import { deviceOf, layNode, makeNode, type Node, nodeOf, nodesOf, removeNode } from "../nodes.ts";
 import { groupOf } from "./cgroups.ts";
 
 /** Nodes that every container has, as long as it may use them. */
@@ -75,8 +75,8 @@ interface Live {
   /** The nodes that we have made, by path. */
   nodes: ReadonlyMap<string, Node>;
   dev?: Fd;
-  /** It is written down what is granted: a later cmld will know. */
-  kept: boolean;
+  /** Where a later cmld finds what is granted. */
+  file?: string;
 }
 
 const live = new Map<string, Live>();
@@ -208,11 +208,24 @@ const same = (a: Device | undefined, b: Device): boolean =>
 export function furnishNew(s: Start, dev: Fd): void {
   const l = live.get(s.uuid);
   const nodes = l ? wanted(l) : new Map(NODES.map((n) => [n.path, n]));
-  for (const node of nodes.values()) makeNode(dev, node, s.uidStart);
+  for (const node of nodes.values()) {
+    try {
+      layNode(dev, node, s.uidStart);
+    } catch (e) {
+      s.log(chain(e)); // a device that has the name of something else here, "ptmx"
+    }
+  }
   if (l) Object.assign(l, { dev, nodes });
 }
 
 // --- what the next cmld must know ------------------------------------------------------
+
+/** In the ledger as it is at the start; then in a file, for the ledger only grows. */
+export interface DevicesResource {
+  readonly kind: "devices";
+  readonly file: string;
+  readonly state: Kept;
+}
 
 interface Kept {
   readonly list: readonly Statement[];
@@ -221,21 +234,26 @@ interface Kept {
   readonly dev: number;
 }
 
-const fileOf = (s: Pick<Start, "host" | "uuid">): string => join(s.host.run, "devices", s.uuid);
+const stateOf = (l: Live, nodes: Iterable<Node>): Kept => ({
+  list: l.list,
+  nodes: [...nodes],
+  dev: l.dev ? fstatSync(l.dev.n).dev : 0,
+});
 
 function keep(l: Live, nodes: ReadonlyMap<string, Node>): void {
-  if (!l.kept || !l.dev?.open) return;
-  const path = fileOf(l.start);
-  const state: Kept = { list: l.list, nodes: [...nodes.values()], dev: fstatSync(l.dev.n).dev };
-  writeFileSync(`${path}.new`, JSON.stringify(state), { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  if (!l.file || !l.dev?.open) return;
+  mkdirSync(dirname(l.file), { recursive: true, mode: 0o700 });
+  writeFileSync(`${l.file}.new`, JSON.stringify(stateOf(l, nodes.values())), { mode: 0o600 });
+  renameSync(`${l.file}.new`, l.file);
 }
 
-function read(s: Start): Kept | undefined {
+function read(s: Start): DevicesResource | undefined {
+  const resource = s.owned.all("devices").at(-1);
+  if (!resource) return undefined; // the container of an earlier version
   try {
-    return JSON.parse(readFileSync(fileOf(s), "utf8")) as Kept;
+    return { ...resource, state: JSON.parse(readFileSync(resource.file, "utf8")) as Kept };
   } catch (e) {
-    if (isErrno(e, ENOENT)) return undefined; // an earlier version's container
+    if (isErrno(e, ENOENT)) return resource;
     throw e;
   }
 }
@@ -252,13 +270,13 @@ function devOf(p: Process, number: number): Fd {
 
 function adopt(s: Start, p: Process): void {
   const kept = read(s);
-  const l = begin(s, kept?.list ?? configured(s));
-  l.kept = true;
+  const l = begin(s, kept?.state.list ?? configured(s));
   enforce(l);
   if (!kept) return;
-  l.dev = s.owned.use(devOf(p, kept.dev));
+  l.file = kept.file;
+  l.dev = s.owned.use(devOf(p, kept.state.dev));
   l.nodes = wanted(l);
-  for (const node of kept.nodes) if (!same(l.nodes.get(node.path), node)) removeNode(l.dev, node);
+  for (const node of kept.state.nodes) if (!same(l.nodes.get(node.path), node)) removeNode(l.dev, node);
   for (const node of l.nodes.values()) make(l, l.dev, node);
   keep(l, l.nodes);
 }
@@ -283,7 +301,6 @@ function begin(s: Start, list: readonly Statement[]): Live {
     list,
     closed: closed.filter((c) => extra.some((t) => intersects(t.rule, c))),
     nodes: new Map(),
-    kept: false,
   };
   live.set(s.uuid, l);
   s.owned.use({
@@ -311,11 +328,9 @@ export const devices: Module = {
   },
   attach(s) {
     const l = live.get(s.uuid)!;
-    const path = fileOf(s);
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-    l.kept = true;
-    s.owned.acquire({ kind: "file", path: `${path}.new` }, () => {});
-    s.owned.acquire({ kind: "file", path }, () => keep(l, l.nodes));
+    l.file = join(s.host.run, "devices", s.uuid);
+    const state = stateOf(l, l.nodes.values());
+    s.owned.acquire({ kind: "devices", file: l.file, state }, () => {});
   },
   started(s, p) {
     if (!live.has(s.uuid)) adopt(s, p);
