@@ -374,6 +374,7 @@ export class Container implements ContainerLife {
     live.timer = setTimeout(() => {
       if (!still()) return;
       this.around.log(`${this.#name}: ${what} after ${ms / 1000} s: killed`);
+      this.#forced(what);
       killGroup(this.group);
     }, ms);
   }
@@ -466,7 +467,14 @@ export class Container implements ContainerLife {
         this.around.log(`${name}: stop ${m.name}: ${chain(e)}`);
       }
     }
-    if (!asked) killGroup(this.group);
+    if (asked) return;
+    this.#forced("nobody to ask");
+    killGroup(this.group);
+  }
+
+  /** It is ended without its consent. */
+  #forced(reason: string): void {
+    this.around.host.audit?.record("SSA", "CONTAINER_MGMT", "force-stop", this.uuid, { reason });
   }
 
   async kill(): Promise<void> {

@@ -7,8 +7,9 @@
 import * as proto from "../../proto/gen/proto.js";
 import { FRAME_MAX } from "../lib/frame.ts";
 import { Ration } from "../lib/log.ts";
-import { parseUuid } from "../lib/uuid.ts";
+import { C0, parseUuid } from "../lib/uuid.ts";
 import { chain } from "../sys/error.ts";
+import type { Auditor } from "./audit.ts";
 import { shownName } from "./config.ts";
 import type { ContainerLife } from "./container.ts";
 import type { Stored } from "./containers.ts";
@@ -91,6 +92,8 @@ export interface Daemon {
   log(source: LogSource): AsyncIterable<LogPiece>;
   removeLog(file: string): Promise<void>;
   onEvent(tell: (event: StateEvent) => void): Disposable;
+  /** What keeps records, if audit_size asks for them. */
+  readonly audit: Auditor | undefined;
 
   info(line: string): void;
   warn(line: string): void;
@@ -454,7 +457,7 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     },
   },
   [Command.LOGS]: { provisioned: true, failure: FAILED, run: logs },
-  [Command.AUDIT]: { ...missing("the audit log"), provisioned: true },
+  [Command.AUDIT]: { provisioned: true, failure: FAILED, run: audit },
   [Command.EXPLAIN]: {
     provisioned: true,
     failure: FAILED,
@@ -492,13 +495,20 @@ async function start(d: Daemon, r: Request): Promise<Answer> {
     try {
       one(d, r);
     } catch (cause) {
+      const which = r.container_uuids.slice(0, 1).join();
+      d.audit?.record("FSA", "CONTAINER_MGMT", "container-start-not-existing", which, {
+        error: chain(cause),
+      });
       throw new Refused(Response.CONTAINER_START_EEXIST, chain(cause));
     }
     throw new Error("unreachable");
   }
   notC0(c, "started");
   const name = nameOf(c);
-  if (UP.has(c.state)) throw new Refused(Response.CONTAINER_START_EEXIST, `${name} is ${c.state} already`);
+  if (UP.has(c.state)) {
+    d.audit?.record("FSA", "CONTAINER_MGMT", "container-start-already-running", c.uuid);
+    throw new Refused(Response.CONTAINER_START_EEXIST, `${name} is ${c.state} already`);
+  }
   if (c.state === "ZOMBIE")
     throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${name} is ZOMBIE: wipe it first`);
   if (c.config.token_type !== ContainerTokenType.NONE)
@@ -565,6 +575,31 @@ async function logs(d: Daemon, r: Request, c: Client): Promise<Answer | undefine
   const pieces = d.log({ ...source, follow: c.peer.gone });
   c.peer.during(
     sendLog(d, c, pieces).catch(async (e) => {
+      await c.send({ ...FAILED, error_text: chain(e) });
+      c.peer.close();
+    }),
+  );
+  return undefined;
+}
+
+/** The records of one container, or of the CML. */
+async function audit(d: Daemon, r: Request, c: Client): Promise<Answer | undefined> {
+  const trails = d.audit;
+  if (!trails) throw new Error("audit_size in device.conf is 0: no records are kept");
+  const uuid = r.container_uuids.length > 0 ? one(d, r).uuid : C0;
+  const sent = async (follow?: AbortSignal): Promise<void> => {
+    const options = { ...(r.log_lines !== undefined && { lines: r.log_lines }), ...(follow && { follow }) };
+    for await (const some of trails.read(uuid, options)) {
+      if (c.peer.gone.aborted) return;
+      await c.send({ code: Code.AUDIT_RECORDS, audit_records: some.map((s) => s.record) });
+    }
+  };
+  if (!r.log_follow) {
+    await sent();
+    return OK;
+  }
+  c.peer.during(
+    sent(c.peer.gone).catch(async (e) => {
       await c.send({ ...FAILED, error_text: chain(e) });
       c.peer.close();
     }),
@@ -679,6 +714,7 @@ async function handle(d: Daemon, r: Request, c: Client): Promise<void> {
   const closed = gate(d, r.command, c.privileged);
   if (closed !== undefined) {
     c.warn(`${from}: ${closed}`);
+    await recorded(d, r, c, closed);
     if (r.command !== Command.CONTAINER_EXEC_INPUT) await c.send(refused(Response.CMD_UNSUPPORTED, closed));
     return;
   }
@@ -686,15 +722,34 @@ async function handle(d: Daemon, r: Request, c: Client): Promise<void> {
   const what = row.logged ? naming(d, r) : "";
   if (row.logged) c.info(`${from}: ${what}`);
   let answer: Answer | undefined;
+  let failed: string | undefined;
   try {
     answer = await row.run(d, r, c);
+    failed = answer?.error_text ?? undefined;
   } catch (e) {
     const text = chain(e);
+    failed = text;
     answer = e instanceof Refused ? refused(e.answer, text) : { ...row.failure, error_text: text };
     c.warn(`${from}: ${row.logged ? what : naming(d, r)}: ${text}`);
     if (r.command === Command.CONTAINER_EXEC_INPUT) return;
   }
+  if (row.logged) await recorded(d, r, c, failed);
   if (answer) await c.send(answer);
+}
+
+/** Who asked for what, and whether it was done: on the disk before it is answered. */
+async function recorded(d: Daemon, r: Request, c: Client, error: string | undefined): Promise<void> {
+  if (!d.audit) return;
+  const uuid = parseUuid(r.container_uuids[0] ?? "");
+  d.audit.record(error === undefined ? "SUA" : "FUA", "GENERIC", "command", undefined, {
+    command: isKnown(r.command) ? Command[r.command] : r.command,
+    uid: c.peer.uid,
+    pid: c.peer.pid,
+    ...(uuid && { container: uuid }),
+    ...(r.exec_command && { exec: [r.exec_command, ...r.exec_args.slice(1)].join(" ") }),
+    ...(error !== undefined && { error }),
+  });
+  await d.audit.settled();
 }
 
 /** Lines in the log that the guests of one socket may cause at once, and the time for each one more. */

@@ -11,6 +11,7 @@ import { chain } from "../sys/error.ts";
 import { removeSynced, writeAtomic } from "../sys/file.ts";
 import type { Log } from "../sys/journal.ts";
 import { SIGINT } from "../sys/process.ts";
+import type { Auditor, Meta, Outcome } from "./audit.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
 import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
@@ -28,6 +29,7 @@ import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts"
 import type { Host, Module } from "./module.ts";
 import { childGroupOf, refuseAbsent } from "./modules/cgroups.ts";
 import * as devices from "./modules/devices.ts";
+import { ID_RANGE } from "./modules/users.ts";
 import { volumeFile, volumeSize } from "./modules/volumes.ts";
 import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
@@ -92,6 +94,13 @@ class Managed extends Container implements Known {
     this.stored = stored;
   }
 }
+
+/** Changes of state that are recorded; a start is, where it is asked for. */
+const AUDITED: Partial<Record<State, string>> = {
+  SHUTDOWN: "shutting-down",
+  STOPPED: "container-stop",
+  REBOOTING: "reboot",
+};
 
 const runs = (c: Container): boolean => isUp(c.state) || c.state === "REBOOTING";
 
@@ -225,12 +234,28 @@ export class Manager implements Daemon {
     }
   }
 
+  get audit(): Auditor | undefined {
+    return this.#m.host.audit;
+  }
+
+  #record(outcome: Outcome, name: string, c: Managed, meta: Meta = {}): void {
+    this.audit?.record(outcome, "CONTAINER_MGMT", name, c.uuid, { name: c.config.name, ...meta });
+  }
+
+  /** Whose range of ids an id of the host is in. */
+  ofUid(uid: number): string | undefined {
+    for (const c of this.#all.values()) if (uid >= c.uidStart && uid < c.uidStart + ID_RANGE) return c.uuid;
+    return undefined;
+  }
+
   // --- changes of state ----------------------------------------------------------------
 
   #changed(c: Managed, from: State, to: State): void {
     this.#m.log.info(`${shownName(c.config.name)}: ${from} → ${to}${to === "STOPPED" ? ended(c) : ""}`);
     this.#tell(c, to);
     if (to === "RUNNING") hotplug.running(c.uuid);
+    const name = AUDITED[to];
+    if (name !== undefined) this.#record("SSA", name, c, to === "STOPPED" ? { ...c.exit } : {});
     if (c.isC0 && !this.#m.host.hosted) {
       if (to === "RUNNING" && (from === "BOOTING" || from === "STARTING")) void this.#autostart();
       if (!this.#ending && (to === "SHUTDOWN" || to === "STOPPED" || to === "ZOMBIE"))
@@ -420,6 +445,7 @@ export class Manager implements Daemon {
     await hotplug.reconsider(); // a token is kept from others from now on
     await this.#rebind(c);
     this.#m.log.info(`${shownName(c.config.name)}: created, ${c.uuid}`);
+    this.#record("SSA", "container-create", c);
     this.#tell(c, c.state);
     return c;
   }
@@ -434,6 +460,7 @@ export class Manager implements Daemon {
     this.#apply(c, stored);
     await hotplug.reconsider();
     await this.#rebind(c);
+    this.#record("SSA", "container-update", c);
     this.#m.log.info(
       `${shownName(stored.config.name)}: configuration updated${c.outOfSync ? ", applied when it has stopped" : ""}`,
     );
@@ -452,7 +479,9 @@ export class Manager implements Daemon {
       await this.#store.remove(c.uuid);
       await removeSynced(join(this.#m.host.base, "keys"), [`${c.uuid}.key`]).catch(() => {}); // no keys, no folder
       await removeLog(this.#m.host.logs, consoleLog(c));
+      const left = await this.audit?.remove(c.uuid);
       this.#all.delete(c.uuid);
+      this.#record("SSA", "container-remove", c, { unacknowledged: left ?? 0 });
       this.#m.log.info(`${shownName(c.config.name)}: removed`);
       this.#tell(c);
     });
@@ -467,12 +496,14 @@ export class Manager implements Daemon {
         if (/\.img(\.new)?$/.test(file)) await rm(join(c.imageDir, file));
       await rm(join(this.#m.host.base, "keys", `${c.uuid}.key`), { force: true });
       if (c.state === "ZOMBIE") c.mark("STOPPED");
+      this.#record("SSA", "container-wipe", c);
       this.#m.log.info(`${shownName(c.config.name)}: wiped`);
     });
   }
 
-  reload(): Promise<void> {
-    return this.#reload();
+  async reload(): Promise<void> {
+    await this.#reload();
+    this.audit?.record("SSA", "CONTAINER_MGMT", "reload");
   }
 
   /** Containers that run stay as they are; their configuration is taken when they have stopped. */
@@ -500,10 +531,13 @@ export class Manager implements Daemon {
       await this.#rebind(c);
       await this.#noteVersion(c);
       await modulesLoaded(c.isC0 ? "core" : "guests");
+      const what = c.isC0 ? "c0-start" : "container-start";
       try {
         await c.start(options);
+        this.#record("SSA", what, c);
       } catch (e) {
         this.#m.log.error(chain(e));
+        this.#record("FSA", what, c, { error: chain(e) });
         this.#tell(c, c.state, chain(e));
         throw e;
       }
@@ -624,10 +658,15 @@ export class Manager implements Daemon {
       os,
       finished: finished.then(
         async () => {
+          this.audit?.record("SSA", "GUESTOS_MGMT", "push-os", undefined, { guestos: title });
           this.#m.log.info(`${title}: installed`);
           await this.#rebindAll();
         },
         (e) => {
+          this.audit?.record("FSA", "GUESTOS_MGMT", "push-os", undefined, {
+            guestos: title,
+            error: chain(e),
+          });
           this.#m.log.warn(chain(e));
           throw e;
         },
@@ -684,6 +723,8 @@ export class Manager implements Daemon {
     } finally {
       this.#ending = before;
     }
+    await this.audit?.wipe();
+    this.audit?.record("SSA", "GENERIC", "wipe-device");
     log.info("the device was wiped");
     await this.#oses.load();
     await this.#reload();

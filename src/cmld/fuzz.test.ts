@@ -11,11 +11,13 @@ import { judgeDevice } from "../../test/extended.ts";
 import { FRAME_MAX_GUEST, frame, Unframer } from "../lib/frame.ts";
 import { BadMessage, type MessageClass } from "../lib/protobuf.ts";
 import { BadText, parse, print } from "../lib/text.ts";
+import { parseRecord } from "../sys/audit.ts";
 import { chain } from "../sys/error.ts";
 import { addressOf, ipLink, type Link, linkOf } from "../sys/link.ts";
 import { Answers, BadReply, be32, body, type Message, pack, u32 } from "../sys/netlink.ts";
 import { numberOf } from "../sys/sysfs.ts";
 import { parseUevent, printUevent } from "../sys/uevent.ts";
+import { attribute, eventOf } from "./audit.ts";
 import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
 import {
   accessOf,
@@ -30,6 +32,7 @@ import {
 } from "./devices.ts";
 import { probe } from "./media.ts";
 import { isNodePath } from "./nodes.ts";
+import { bounded, RECORD_MAX } from "./trail.ts";
 import { usbDevice } from "./usb.ts";
 
 const SEED = 20_261_121;
@@ -469,5 +472,66 @@ fuzz(
     for (const e of answers.refusals)
       if (/[^\x20-\x7e]/.test(chain(e))) throw new Error(`it says ${JSON.stringify(chain(e))}`);
     if (wrong !== undefined) throw wrong;
+  },
+);
+
+// --- audit ---------------------------------------------------------------------------
+
+const kernelRecords = [
+  'audit(1795000000.250:42): auid=4294967295 uid=200000 gid=200000 ses=1 subj=unconfined pid=812 comm="sh" exe="/bin/sh" sig=31 syscall=101 code=0x80000000',
+  "audit(1795000000.000:1): pid=77 uid=200000 auid=4294967295 ses=4294967295 msg='op=login acct=\"root\" res=success'",
+  "audit(1795000000.001:7): module=crypt op=ctr ppid=1 pid=9 auid=0 uid=0 dev=253:0 error_msg='success' res=1",
+  'audit(1795000000.001:8): apparmor="DENIED" operation="open" profile="x" name=2F746D70 pid=5 comm="a"',
+].map((line) => Buffer.from(line));
+const kernelWords =
+  "audit( ): msg=' data= pid= uid=0 uid=200000 res=success res=0 = \" ' ,  4294967295 dev=1:1 \0".split(" ");
+const nobody = {
+  known: () => true,
+  ofUid: (uid: number) => (uid < 65_536 ? undefined : "x"),
+  groups: () => "/cml",
+};
+fuzz(
+  "audit records of the kernel",
+  (chance) =>
+    broken(
+      chance,
+      kernelRecords,
+      kernelWords.map((w) => Buffer.from(w)),
+    ),
+  (bytes) => {
+    const type = [1112, 1124, 1326, 1338, 1339, 1400, 1701][bytes.length % 7]!;
+    const r = parseRecord(type, bytes);
+    if (!r) throw new BadText(1, 1, "audit", "no record");
+    // What the program sent has no say.
+    const whose = attribute(r, nobody, () => undefined);
+    const silent = attribute({ ...r, message: "" }, nobody, () => undefined);
+    if (whose.uuid !== silent.uuid) throw new Error("attributed by a program's text");
+    const text = bounded(eventOf(r, whose.uuid, whose.by));
+    if (Buffer.byteLength(text) > RECORD_MAX) throw new Error(`a record of ${text.length}`);
+    if (print(proto.AuditRecord, parse<object>(proto.AuditRecord, text)) !== text)
+      throw new Error("not the same again");
+  },
+);
+
+const toldByServices = [
+  { code: proto.ServiceToCmldMessage.Code.BOOT_COMPLETED },
+  { code: proto.ServiceToCmldMessage.Code.AUDIT_ACK, audit_ack: "0".repeat(128) },
+  { code: proto.ServiceToCmldMessage.Code.CONTAINER_CFG_NAME_REQ },
+].map((m) => Buffer.from(frame(proto.ServiceToCmldMessage.encode(m))));
+fuzz(
+  "service socket",
+  (chance) => broken(chance, [...toldByServices, Buffer.concat(toldByServices)], wire),
+  (bytes) => {
+    const unframer = new Unframer(FRAME_MAX_GUEST);
+    let good = 0;
+    for (const m of unframer.push(bytes)) {
+      const { code, audit_ack } = proto.ServiceToCmldMessage.decode(m);
+      if (audit_ack !== undefined && audit_ack.length > m.length)
+        throw new Error("more came out than went in");
+      if (code === undefined) throw new Error("a message without a code");
+      good++;
+    }
+    if (unframer.held > Math.max(8192, 2 * bytes.length)) throw new Error(`holds ${unframer.held}`);
+    if (good === 0) throw new BadMessage("nothing whole");
   },
 );

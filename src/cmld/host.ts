@@ -20,6 +20,7 @@ export interface Places {
   /** A group that somebody else has made for the containers, as /proc/self/cgroup would name it. */
   readonly cgroup?: string;
   readonly device: DeviceConfig;
+  readonly audit?: Host["audit"];
   readonly claims?: Host["claims"];
   warn(line: string): void;
 }
@@ -76,6 +77,7 @@ export function openHost(places: Places): Host {
     logs: places.logs,
     cgroup: containers,
     controllers: usable,
+    audit: places.audit,
     claims: places.claims ?? (() => []),
     warnOnce(line) {
       if (said.has(line)) return;

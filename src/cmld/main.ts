@@ -5,13 +5,17 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync } from "node:
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
+import { kernelAudit } from "../sys/audit.ts";
 import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat } from "../sys/calls.ts";
+import { where } from "../sys/cgroup.ts";
 import { chain, EAGAIN } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { bindAt } from "../sys/listen.ts";
 import { attempt, now } from "../sys/now.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
+import { Auditor, limitOf } from "./audit.ts";
+import type { DeviceConfig } from "./config.ts";
 import { subordinateIds } from "./containers.ts";
 import { control } from "./control.ts";
 import { type End, LOG_NAME, Manager, type Network } from "./daemon.ts";
@@ -124,6 +128,34 @@ function openJournal(logs: string, debug: boolean): Log {
   }
 }
 
+/** The original's place beside the data folder of a device; else in it. */
+export const auditFolder = (base: string): string =>
+  base === "/data/cml" ? "/data/audit" : join(base, "audit");
+
+/** When the machine was started, as the original takes it from /proc/stat: seconds since 1970. */
+const bootedAt = (): number => Number(/^btime ([0-9]+)$/m.exec(readFileSync("/proc/stat", "utf8"))?.[1] ?? 0);
+
+/** How often the kernel is asked whether it has lost records. */
+const LOST_MS = 30_000;
+
+/** Hear of the kernel's records, if it lets us. On an ordinary host we only listen: its audit is not ours. */
+function listenToKernel(audit: Auditor, device: DeviceConfig, log: Log): Disposable {
+  const over = new DisposableStack();
+  try {
+    const kernel = over.use(
+      kernelAudit(!device.hostedmode, {
+        record: (r) => audit.kernel(r),
+        lost: (count) => audit.lost(count),
+      }),
+    );
+    const timer = setInterval(() => kernel.ask(), LOST_MS);
+    over.defer(() => clearInterval(timer));
+  } catch (e) {
+    log.warn(`the kernel's audit records are not kept: ${chain(e)}`);
+  }
+  return over;
+}
+
 const network: Network = { interfaces, assign, unassign, vnets };
 
 export async function main(args: string[]): Promise<number> {
@@ -173,8 +205,22 @@ async function run(at: Places, debug: boolean): Promise<number> {
   let manager: Manager;
   const open = (listening: Fd, privileged: boolean) =>
     serve(listening, control(manager, privileged, privileged ? TRUSTED : GUEST));
+  const audit =
+    device.audit_size === 0
+      ? undefined
+      : await Auditor.open({
+          directory: auditFolder(at.base),
+          limit: limitOf(device.audit_size),
+          owners: {
+            known: (uuid) => manager.container(uuid) !== undefined,
+            ofUid: (uid) => manager.ofUid(uid),
+            groups: () => host.cgroup.slice(where().mount.length),
+          },
+          warn: (line) => log.warn(line),
+        });
   const host = openHost({
     base: at.base,
+    audit,
     run: at.run,
     logs: at.logs,
     ...(at.cgroup !== undefined && { cgroup: at.cgroup }),
@@ -200,6 +246,8 @@ async function run(at: Places, debug: boolean): Promise<number> {
     end: (how: End) => end(how === "reboot" ? EXIT_REBOOT : EXIT_POWER_OFF),
   });
   await manager.load();
+  using _kernel = audit && listenToKernel(audit, device, log);
+  audit?.record("SSA", "GENERIC", "boot-time", undefined, { pid: process.pid, booted: bootedAt() });
   hotplug.begin(
     () => manager.claimants(),
     (line) => log.warn(line),
@@ -237,6 +285,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     end(1);
   });
   const status = await over;
+  await audit?.settled();
   log.info(`ending with status ${status}`);
   process.exit(status);
 }

@@ -4,6 +4,7 @@
 
 import type { Fd } from "../sys/fd.ts";
 import type { Op } from "../sys/op.ts";
+import type { Auditor } from "./audit.ts";
 import type { ContainerConfig, DeviceConfig, GuestOsConfig } from "./config.ts";
 import type { Holder } from "./devices.ts";
 import type { Owned } from "./ledger.ts";
@@ -25,6 +26,8 @@ export interface Host {
   readonly controllers: ReadonlySet<string>;
   /** What the configurations of all containers want of devices. */
   readonly claims: () => Iterable<Holder>;
+  /** What keeps records, where audit_size asks for them: `host.audit?.record("FSA", "CONTAINER_ISOLATION", …)`. */
+  readonly audit?: Auditor | undefined;
   /** A line of the log that is said once in this daemon's life. */
   warnOnce(line: string): void;
 }

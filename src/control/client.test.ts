@@ -369,6 +369,33 @@ test("logs and events are streams", async () => {
   expect(exit).toBe(1); // the daemon hung up
 });
 
+test("audit: records as the file has them, or one a line", async () => {
+  const record = {
+    timestamp: 1795227197,
+    type: "SSA.CMLD.CONTAINER_MGMT.container-start",
+    subject_id: web.uuid,
+    meta: [{ key: "sequence", value: "1" }],
+  };
+  using daemon = daemonWith((_m, answer) => {
+    answer({ code: Code.AUDIT_RECORDS, audit_records: [record] });
+    answer({ code: Code.AUDIT_RECORDS, audit_records: [{ ...record, timestamp: 2 }] });
+    answer(OK);
+  });
+  const { stdout, exit } = await control(daemon, ["audit", "-f", "-n", "5", "web"]);
+  expect([exit, stdout.split("-----\n").length]).toEqual([0, 3]);
+  expect(stdout).toStartWith(
+    'timestamp: 1795227197\ntype: "SSA.CMLD.CONTAINER_MGMT.container-start"\nsubject_id: ',
+  );
+  expect(daemon.said.at(-1)).toMatchObject({
+    command: Command.AUDIT,
+    container_uuids: [web.uuid],
+    log_follow: true,
+    log_lines: 5,
+  });
+  const lines = (await control(daemon, ["audit", "--json"])).stdout.trim().split("\n");
+  expect(lines.map((l) => JSON.parse(l).timestamp)).toEqual([1795227197, 2]);
+});
+
 test("wrong usage: the usage on stdout, the reason on stderr, 255, and nobody is asked", async () => {
   using daemon = daemonWith(() => {});
   for (const [args, reason] of [

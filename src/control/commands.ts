@@ -519,6 +519,18 @@ export const COMMANDS: readonly Row[] = [
       options: [{ ...FOLLOW, description: "the same: events are always followed" }],
     },
   ),
+  row(
+    "audit",
+    [{ ...CONTAINER, optional: true }],
+    "print the audit records of the CML, or of a container, that nobody has received yet",
+    async (call) => (await import("./audit.ts")).audit(call),
+    {
+      ours: true,
+      options: [FOLLOW, { name: "lines", short: "n", value: "N", description: "the last N records only" }],
+      details:
+        "Into a pipe: records in the text format, each followed by five dashes, as the file has them. What is printed is on the disk already. With `--json`, one record a line.",
+    },
+  ),
   row("stats", [CONTAINERS], "show what the running containers use", stats, {
     ours: true,
     details:

@@ -59,18 +59,25 @@ export async function retrieveLogs(call: Call): Promise<number> {
   }
 }
 
+/** --follow and --lines, as a request has them. */
+export function wanted(call: Call): { log_follow?: true; log_lines?: number } {
+  const lines = call.given.value("lines");
+  if (lines !== undefined && !/^[0-9]{1,9}$/.test(lines)) throw new Usage(`--lines: ${lines} is no number`);
+  return {
+    ...(call.given.has("follow") && { log_follow: true as const }),
+    ...(lines !== undefined && { log_lines: Number(lines) }),
+  };
+}
+
 /** A log of the daemon, or of one container, to standard output. */
 export async function logs(call: Call): Promise<number> {
   using connection = await call.connect();
   const words = call.given.words("container");
   const found = words.length > 0 ? await find(connection, words) : [];
-  const lines = call.given.value("lines");
-  if (lines !== undefined && !/^[0-9]{1,9}$/.test(lines)) throw new Usage(`--lines: ${lines} is no number`);
   await connection.send({
     command: Command.LOGS,
     container_uuids: found.map((f) => f.uuid),
-    ...(call.given.has("follow") && { log_follow: true }),
-    ...(lines !== undefined && { log_lines: Number(lines) }),
+    ...wanted(call),
   });
   const utf8 = new TextDecoder(); // a character may end in the next part
   for (;;) {

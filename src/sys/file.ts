@@ -9,7 +9,8 @@ const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_TRUNC, O_WRONLY, O_DIRECTOR
 /** `dir/.name.new`: what a power cut leaves of a write; removed by sweep(). */
 const UNFINISHED = /^\..+\.new$/;
 
-async function synced(path: string): Promise<void> {
+/** What was made, renamed or removed in a folder stays so after a power cut. */
+export async function synced(path: string): Promise<void> {
   await using folder = await open(path, O_RDONLY | O_DIRECTORY);
   await folder.sync();
 }

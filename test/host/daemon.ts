@@ -109,15 +109,17 @@ export class Cmld implements AsyncDisposable {
     options: {
       /** Lines of the GuestOS' configuration. */
       readonly guestos?: string;
+      /** Where its folder is made, if not in the usual one for temporary files. */
+      readonly under?: string;
       readonly env?: Record<string, string>;
-      /** Lines of device.conf about signatures. */
+      /** Lines of device.conf, about signatures and more. */
       readonly device?: string;
       /** What else belongs into the data folder. */
       readonly prepare?: (base: string) => Promise<void>;
     } = {},
   ): Promise<Cmld> {
-    const { guestos = "", env = {}, device = "signed_configs: false\n" } = options;
-    const folder = mkdtempSync(join(tmpdir(), "cmld-"));
+    const { guestos = "", env = {}, under = tmpdir(), device = "signed_configs: false\n" } = options;
+    const folder = mkdtempSync(join(under, "cmld-"));
     chmodSync(folder, 0o755); // the containers' ids pass through it
     installBusybox(join(folder, "base/operatingsystems"), inittab, guestos);
     writeFileSync(join(folder, "base/device.conf"), `hostedmode: true\ntpm_enabled: false\n${device}`);

@@ -26,9 +26,11 @@ import { attempt, now } from "../../sys/now.ts";
 import { EPOLLIN, watch } from "../../sys/poll.ts";
 import { kill, SIGTERM } from "../../sys/process.ts";
 import { plainName } from "../config.ts";
+import { Delivery } from "../delivery.ts";
 import { type Module, type Process, Slot, type Start } from "../module.ts";
 import { CSERVICE } from "../program.ts";
 import { GUEST, type Peer, serve } from "../socket.ts";
+import type { Trail } from "../trail.ts";
 
 const SERVICE_SOCKET = "/run/socket/cml-service";
 const NOTIFY_SOCKET = "/run/socket/cml-notify";
@@ -96,6 +98,19 @@ interface Sockets {
 const sockets = new Slot<Sockets>();
 /** Who gets our events: the first that connected and is still there. */
 const receivers = new Slot<{ first: Peer | undefined }>();
+/** Its audit records' way into the container; none where no records are kept. */
+const deliveries = new Slot<Promise<Delivery>>();
+
+function deliver(s: Start, trail: Promise<Trail>): void {
+  const until = s.owned.use(new DisposableStack());
+  const delivery = trail.then((t) => {
+    const made = new Delivery(t);
+    if (!until.disposed) until.use(t.onRecords(() => made.notify()));
+    return made;
+  });
+  deliveries.set(s, delivery);
+  delivery.catch((e) => s.log(`service: ${chain(e)}`));
+}
 
 function kindOfProcess(p: Process): Kind {
   try {
@@ -106,13 +121,14 @@ function kindOfProcess(p: Process): Kind {
   }
 }
 
-function answer(s: Start, peer: Peer, m: ServiceToCmldMessage): Promise<void> {
+async function answer(s: Start, peer: Peer, m: ServiceToCmldMessage): Promise<void> {
   const Ask = ServiceToCmldMessage.Code;
   const Say = CmldToServiceMessage.Code;
   switch (m.code) {
     case Ask.BOOT_COMPLETED:
       s.booted();
-      return Promise.resolve();
+      (await deliveries.get(s))?.listens(peer);
+      return;
     case Ask.CONTAINER_CFG_NAME_REQ:
       return peer.send(
         CmldToServiceMessage.encode({
@@ -124,11 +140,13 @@ function answer(s: Start, peer: Peer, m: ServiceToCmldMessage): Promise<void> {
       const dns = s.config.dns_server || s.host.device.host_dns;
       return peer.send(CmldToServiceMessage.encode({ code: Say.CONTAINER_CFG_DNS, container_cfg_dns: dns }));
     }
-    case Ask.AUDIT_ACK: // nothing is ever delivered yet: every acknowledgement finds an empty store
+    case Ask.AUDIT_ACK: {
+      const delivery = await deliveries.get(s);
+      if (delivery) return delivery.acknowledged(m.audit_ack ?? "", peer);
       return peer.send(CmldToServiceMessage.encode({ code: Say.AUDIT_COMPLETE }));
+    }
     default:
       s.log(`service: message ${m.code} is unknown`);
-      return Promise.resolve();
   }
 }
 
@@ -176,6 +194,8 @@ export const service: Module = {
     const service = made?.service ?? s.kept("service");
     const notify = made?.notify ?? s.kept("notify");
     const kind = kindOfProcess(p);
+    const trail = s.host.audit?.trail(s.uuid);
+    if (trail) deliver(s, trail);
     if (service) {
       const server = serve(service, {
         limits: GUEST,
