@@ -14,6 +14,7 @@ import { service } from "./modules/service.ts";
 import { time } from "./modules/time.ts";
 import { users } from "./modules/users.ts";
 import { volumes } from "./modules/volumes.ts";
+import { xorg } from "./modules/xorg.ts";
 
 export const modules: readonly Module[] = [
   users, // first: every later attach() may need the ids mapped, every later child() root
@@ -25,6 +26,7 @@ export const modules: readonly Module[] = [
   console,
   volumes, // pivots: from here on paths are the container's
   masks, // over what volumes has mounted
+  xorg, // over what masks leaves of /sys
   hotplug, // when the tree is there
   service, // binds in the container's /run
   time, // needs /proc of the container

@@ -15,7 +15,6 @@ const CONTAINER: readonly Row<ContainerConfig>[] = [
   ["allow_system_time", (c) => c.allow_system_time, "setting the clock is not available yet"],
   ["allow_module", (c) => some(c.allow_module), "loading kernel modules is not available yet"],
   ["fifos", (c) => some(c.fifos), "pipes to core0 are not available yet"],
-  ["enable_xorg_compat", (c) => c.enable_xorg_compat, "what an X server needs is not available yet"],
 ];
 
 const DEVICE: readonly Row<DeviceConfig>[] = [
