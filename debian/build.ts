@@ -79,7 +79,7 @@ Version: ${version}
 Architecture: ${architecture}
 Maintainer: the authors of cml <root@localhost>
 Installed-Size: ${kib}
-Depends: libc6 (>= 2.17), e2fsprogs, passwd, init-system-helpers (>= 1.52)
+Depends: libc6 (>= 2.17), libssl3, e2fsprogs, passwd, init-system-helpers (>= 1.52)
 Recommends: systemd (>= 244), erofs-utils, libcryptsetup12, bash-completion
 Suggests: squashfs-tools
 Section: admin

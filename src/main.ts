@@ -8,6 +8,7 @@ const applets = new Map<string, Applet>([
   ["init", () => import("./init/main.ts")],
   ["cmld", () => import("./cmld/main.ts")],
   ["scd", () => import("./scd/main.ts")],
+  ["fetch", () => import("./fetch/main.ts")],
   ["control", () => import("./control/main.ts")],
   ["guestos", () => import("./guestos/main.ts")],
   ["container", () => import("./guestos/container.ts")],

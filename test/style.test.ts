@@ -14,6 +14,7 @@ const BELOW: Record<string, readonly string[]> = {
   init: ["run", "sys", "lib"],
   cmld: ["run", "sys", "lib"],
   scd: ["pki", "run", "sys", "lib"],
+  fetch: [],
   control: ["sys", "lib"],
   guestos: ["tool", "pki", "run", "sys", "lib"],
 };

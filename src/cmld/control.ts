@@ -14,7 +14,7 @@ import { shownName } from "./config.ts";
 import type { ContainerLife } from "./container.ts";
 import type { Stored } from "./containers.ts";
 import type { Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
-import type { GuestOs, Installation } from "./guestos.ts";
+import type { GuestOs, Installation, Progress } from "./guestos.ts";
 import { NotProvisioning } from "./scd.ts";
 import type { Limits, Peer, Protocol } from "./socket.ts";
 import type { Signature, Trust } from "./trust.ts";
@@ -78,7 +78,7 @@ export interface Daemon {
   /** Signatures, roots, the device's certificate. */
   readonly trust: Pick<Trust, "registerRoot" | "registerLocalRoot" | "csr" | "acceptCertificate">;
   guestOses(): readonly GuestOs[];
-  push(source: Uint8Array, signed?: Signature): Promise<Installation>;
+  push(source: Uint8Array, signed?: Signature, progress?: Progress): Promise<Installation>;
   removeGuestOs(name: string): Promise<void>;
 
   deviceStats(): Promise<proto.IDeviceStats>;
@@ -242,6 +242,7 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
       const installation = await d.push(
         source,
         pair(r.guestos_config_signature, r.guestos_config_certificate),
+        r.want_progress ? progressTo(c) : undefined,
       );
       installation.finished.catch(() => {}); // told below, also if the client is gone meanwhile
       await c.send(response(Response.GUESTOS_MGR_INSTALL_STARTED));
@@ -479,6 +480,20 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
 // --- the longer ones --------------------------------------------------------------
 
 const nameOf = (c: Known): string => shownName(c.config.name);
+
+/** So often at most, a client hears how far a download is. */
+const PROGRESS_MS = 250;
+
+function progressTo(client: Client): Progress {
+  let last = Number.NEGATIVE_INFINITY;
+  return ({ file, bytes: there, of }) => {
+    const at = performance.now();
+    if (at - last < PROGRESS_MS && there !== of) return;
+    last = at;
+    const install_progress = { file, bytes: there, ...(of !== undefined && { of }) };
+    client.send({ ...response(Response.GUESTOS_MGR_INSTALL_STARTED), install_progress }).catch(() => {}); // it is gone
+  };
+}
 
 /** Signature and certificate count as a pair only. */
 function pair(first: Uint8Array | undefined, second: Uint8Array | undefined): Signature | undefined {

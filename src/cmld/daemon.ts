@@ -7,9 +7,12 @@ import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { C0 } from "../lib/uuid.ts";
+import { AT_FDCWD, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
+import { Fd } from "../sys/fd.ts";
 import { removeSynced, writeAtomic } from "../sys/file.ts";
 import type { Log } from "../sys/journal.ts";
+import { now } from "../sys/now.ts";
 import { SIGINT } from "../sys/process.ts";
 import type { Auditor, Meta, Outcome } from "./audit.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
@@ -20,7 +23,7 @@ import type { Daemon, Known, LogPiece, LogSource, StateEvent } from "./control.t
 import { loadDeviceId } from "./device.ts";
 import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices.ts";
 import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
-import { type GuestOs, GuestOses, type Installation } from "./guestos.ts";
+import { type GuestOs, GuestOses, type Installation, type Progress } from "./guestos.ts";
 import { hotplug } from "./hotplug.ts";
 import { forgetImages } from "./images.ts";
 import { modulesLoaded } from "./kernel.ts";
@@ -137,6 +140,7 @@ export class Manager implements Daemon {
     this.#oses = new GuestOses({
       folder: join(host.base, "operatingsystems"),
       device,
+      web: { dns: device.host_dns, network: () => this.#network() },
       trust: this.trust,
       log: (line) => log.warn(line),
       users: (name, version) =>
@@ -209,6 +213,14 @@ export class Manager implements Daemon {
     if (!container) throw new Error("it has no configuration any more");
     if (!os) throw new Error(`its guest_os ${guestos}-${guestosVersion} is not installed any more`);
     return container.adopt(ledger, running, { config: os.config, directory: os.folder });
+  }
+
+  /** Where the network is: in core0. */
+  #network(): Fd | "ours" {
+    if (this.#m.host.hosted) return "ours";
+    const pid = this.#all.get(C0)?.pid;
+    if (pid === undefined) throw new Error("core0, which has the network, does not run");
+    return new Fd(now(openat(AT_FDCWD, `/proc/${pid}/ns/net`, O_RDONLY)));
   }
 
   /** On a device: core0, and after it those that want it. */
@@ -651,8 +663,8 @@ export class Manager implements Daemon {
     return this.#oses.all();
   }
 
-  async push(source: Uint8Array, signed?: Signature): Promise<Installation> {
-    const { os, finished } = await this.#oses.push(source, signed);
+  async push(source: Uint8Array, signed?: Signature, progress?: Progress): Promise<Installation> {
+    const { os, finished } = await this.#oses.push(source, signed, progress);
     const title = `${os.config.name}-${os.config.version}`;
     return {
       os,

@@ -15,8 +15,8 @@ import { join } from "node:path";
 import { judge } from "../../test/scd.ts";
 import { chain } from "../sys/error.ts";
 import { readContainer, readDevice } from "./config.ts";
+import type { Web } from "./download.ts";
 import { GuestOses, hashFile, titleOf } from "./guestos.ts";
-
 import { Trust } from "./trust.ts";
 
 const top = mkdtempSync(join(tmpdir(), "guestos-test-"));
@@ -29,6 +29,7 @@ const conf = (version: number, more = `image_sha2_256: "${digest("sha256")}"`, n
   Buffer.from(`name: "${name}" hardware: "x86" version: ${version} description { en: "x" }
 mounts { image_file: "root" mount_point: "/" fs_type: "erofs" mount_type: SHARED_RW image_size: ${image.length} ${more} }`);
 
+const web: Web = { dns: "", network: () => "ours" };
 let count = 0;
 async function fresh(used: Record<string, string[]> = {}, settings = device) {
   const folder = join(top, String(count++));
@@ -46,7 +47,7 @@ async function fresh(used: Record<string, string[]> = {}, settings = device) {
     );
   const make = async () => {
     const trust = new Trust(judge(), settings, folder, () => false);
-    const store = new GuestOses({ folder, device: settings, trust, log: (l) => lines.push(l), users });
+    const store = new GuestOses({ folder, device: settings, trust, web, log: (l) => lines.push(l), users });
     await store.load();
     return store;
   };
@@ -123,9 +124,9 @@ test("images are fetched from file:///, whole or not at all", async () => {
   expect(await hashFile(join(folder, "debian-1/root.img"), "sha256")).toBe(digest("sha256"));
   expect(readdirSync(join(folder, "debian-1"))).toEqual(["root.img"]);
   const other = Buffer.from(
-    conf(1, undefined, "other").toString() + '\nupdate_base_url: "http://example.org"',
+    conf(1, undefined, "other").toString() + '\nupdate_base_url: "ftp://example.org"',
   );
-  expect(await install(store, other).catch(chain)).toContain("only file:///… can be fetched yet");
+  expect(await install(store, other).catch(chain)).toContain("http://, https:// or file:///… can be fetched");
 });
 
 test("a version that is too large for the disk is refused before anything is written", async () => {

@@ -5,12 +5,12 @@
 // right too; read in pieces, so that containers' events wait a millisecond at most.
 
 import { createHash } from "node:crypto";
-import { constants, lstat, mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from "node:fs/promises";
+import { constants, lstat, mkdir, open, readdir, rm, rmdir, stat, statfs } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { TEXT_MAX } from "../lib/text.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
-import { readBounded, regular, removeSynced, sweep, writeAtomic } from "../sys/file.ts";
+import { readBounded, removeSynced, sweep, writeAtomic } from "../sys/file.ts";
 import {
   type ContainerConfig,
   type DeviceConfig,
@@ -19,6 +19,7 @@ import {
   readGuestOs,
   SHIPPED,
 } from "./config.ts";
+import { download, type Web } from "./download.ts";
 import { type Signature, signatureOf, type Trust } from "./trust.ts";
 
 const { COPY, FLASH } = proto.GuestOSMount.Type;
@@ -46,10 +47,18 @@ export interface Surroundings {
   readonly folder: string;
   readonly device: DeviceConfig;
   readonly trust: Pick<Trust, "guestOs">;
+  readonly web: Web;
   log(line: string): void;
   /** Names of the containers that use a version of it, or exactly this one. */
   users(name: string, version?: number): readonly string[];
 }
+
+/** Told again and again while an image comes; `of` bytes, if that is known. */
+export type Progress = (now: {
+  readonly file: string;
+  readonly bytes: number;
+  readonly of: number | undefined;
+}) => void;
 
 export interface Installation {
   readonly os: GuestOs;
@@ -184,7 +193,7 @@ export class GuestOses {
   // --- installation --------------------------------------------------------------------
 
   /** Accept a configuration; its images are checked, or fetched, after this has resolved. */
-  async push(source: Uint8Array, signed?: Signature): Promise<Installation> {
+  async push(source: Uint8Array, signed?: Signature, progress?: Progress): Promise<Installation> {
     const { trust, folder } = this.#around;
     const whose = await trust.guestOs(source, signed);
     const read = readGuestOs(source);
@@ -207,7 +216,7 @@ export class GuestOses {
         await writeAtomic(join(folder, `${title}.conf`), source);
         this.#all.push(os);
       }
-      return { os, finished: this.#fetch(os, isNew).finally(release) };
+      return { os, finished: this.#fetch(os, isNew, progress).finally(release) };
     });
   }
 
@@ -237,7 +246,7 @@ export class GuestOses {
   }
 
   /** Every image in place and right. If one can't be, what this push has brought is removed again. */
-  async #fetch(os: GuestOs, isNew: boolean): Promise<void> {
+  async #fetch(os: GuestOs, isNew: boolean, progress: Progress | undefined): Promise<void> {
     const brought: string[] = [];
     try {
       for (const image of images(os.config, [COPY])) {
@@ -249,11 +258,15 @@ export class GuestOses {
         const files = image.image_verity_sha256 === "" ? [".img"] : [".hash.img", ".img"];
         for (const suffix of files) {
           const file = image.image_file + suffix;
-          await copy(
-            `${base}/operatingsystems/${hardware}/${titleOf(os)}/${file}`,
-            join(os.folder, file),
-            suffix === ".img" ? image.image_size : undefined,
-          );
+          const isImage = suffix === ".img";
+          await download(this.#around.web, {
+            url: `${base}/operatingsystems/${hardware}/${titleOf(os)}/${file}`,
+            path: join(os.folder, file),
+            size: isImage ? image.image_size : undefined,
+            most: isImage ? image.image_size : treeMax(image.image_size),
+            hash: isImage ? hashOf(image) : undefined,
+            progress: (bytes) => progress?.({ file, bytes, of: isImage ? image.image_size : undefined }),
+          });
           brought.push(file);
         }
         const still = (await wrongSize(os, image)) ?? (await wrongHash(os, image));
@@ -343,13 +356,18 @@ async function wrongSize(os: GuestOs, image: GuestOsMount): Promise<string | und
 }
 
 /** SHA-256, or SHA-1 where a configuration is so old that it has nothing else. */
+const hashOf = (image: GuestOsMount): [algorithm: string, digest: string] =>
+  image.image_sha2_256 !== "" ? ["sha256", image.image_sha2_256] : ["sha1", image.image_sha1];
+
+/** Bytes of a hash tree: 32 for each 4096 of the image, those again, and the 10 MiB that the original's tool begins with. */
+const treeMax = (size: number): number => Math.ceil(size / 64) + 16 * 2 ** 20;
+
 async function wrongHash(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
-  const [algorithm, wanted] =
-    image.image_sha2_256 !== "" ? ["sha256", image.image_sha2_256] : ["sha1", image.image_sha1];
+  const [algorithm, wanted] = hashOf(image);
   const file = `${image.image_file}.img`;
   if (wanted === "") return `${file} has no hash in the configuration`;
-  const found = await hashFile(join(os.folder, file), algorithm!);
-  return found === wanted!.toLowerCase() ? undefined : `${file} has ${algorithm} ${found}, not ${wanted}`;
+  const found = await hashFile(join(os.folder, file), algorithm);
+  return found === wanted.toLowerCase() ? undefined : `${file} has ${algorithm} ${found}, not ${wanted}`;
 }
 
 /** Hexadecimal digest of a file. */
@@ -362,32 +380,5 @@ export async function hashFile(path: string, algorithm: string): Promise<string>
     if (bytesRead === 0) return hash.digest("hex");
     hash.update(piece.subarray(0, bytesRead));
     at += bytesRead;
-  }
-}
-
-/** From a file:// URL of this machine, to a file that appears only when it is whole. */
-async function copy(url: string, path: string, size: number | undefined): Promise<void> {
-  const source = /^file:\/\/(\/.*)$/.exec(url)?.[1];
-  if (source === undefined) throw new Error(`${url}: only file:///… can be fetched yet`);
-  await using from = await open(source, constants.O_RDONLY | constants.O_NONBLOCK);
-  const { size: found } = await regular(from, source);
-  if (size !== undefined && found !== size) throw new Error(`${source} has ${found} bytes, not ${size}`);
-  const fresh = join(path, `../.${path.slice(path.lastIndexOf("/") + 1)}.new`);
-  try {
-    {
-      await using to = await open(fresh, "w", 0o644);
-      const piece = new Uint8Array(PIECE);
-      for (let at = 0; at < found; ) {
-        const { bytesRead } = await from.read(piece, 0, Math.min(PIECE, found - at), at);
-        if (bytesRead === 0) throw new Error(`${source} has become shorter`);
-        await to.write(piece, 0, bytesRead, at);
-        at += bytesRead;
-      }
-      await to.sync();
-    }
-    await rename(fresh, path);
-  } catch (cause) {
-    await rm(fresh, { force: true });
-    throw new Error(`copy ${source}`, { cause });
   }
 }

@@ -19,6 +19,7 @@ import { type Call, type Container, find, isOk, reason, stateWord } from "./answ
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
 import { type Colours, duration, harmless, named, out, size, table } from "./print.ts";
+import { ProgressLine } from "./progress.ts";
 
 const { Command } = ControllerToDaemon;
 const { Code, Response } = DaemonToController;
@@ -391,17 +392,22 @@ async function pushGuestos(call: Call): Promise<number> {
     guestos_config_file: bytesOf(call, "config"),
     guestos_config_signature: bytesOf(call, "signature"),
     guestos_config_certificate: bytesOf(call, "certificate"),
+    ...(call.manner === "person" && process.stderr.isTTY && { want_progress: true }),
   };
   using connection = await call.connect();
   await connection.send({ command: Command.PUSH_GUESTOS_CONFIG, ...fields });
+  const line = new ProgressLine();
   for (;;) {
     const m = await connection.next();
     if (
       m.response !== Response.GUESTOS_MGR_INSTALL_STARTED &&
       m.response !== Response.GUESTOS_MGR_INSTALL_WAITING
-    )
+    ) {
+      line.done();
       return call.show(m, () => "installed\n");
-    call.note("installation has begun");
+    }
+    if (m.install_progress) line.show(m.install_progress);
+    else call.note("installation has begun");
   }
 }
 

@@ -27,9 +27,14 @@ export interface Confinement {
   /** … and only read, no programs among them. */
   readonly readable: readonly string[];
   /** Becomes descriptor 3, as sd_listen_fds(3) says. */
-  readonly listening: Fd;
-  /** Standard output and error: a pipe, which will belong to the daemon. */
+  readonly listening?: Fd;
+  /** Standard output and error: pipes, which will belong to the daemon. */
   readonly output: number;
+  readonly errors?: number;
+  /** The network namespace to be in, "ours", or none at all. */
+  readonly network?: Fd | "ours";
+  /** Small files of its own: path and text. */
+  readonly files?: readonly (readonly [path: string, text: string])[];
   /** Whether it ends with whoever started it. */
   readonly mortal: boolean;
 }
@@ -54,7 +59,8 @@ const CALLS = (
 ).split(" ") as Call[];
 
 const [EPERM, ENOSYS] = [1, 38];
-const AF_UNIX = 1;
+/** linux/socket.h: UNIX; with a network INET, INET6 and NETLINK, which libc asks for the addresses of this machine. */
+const FAMILIES = { without: [1], with: [1, 2, 10, 16] };
 /** linux/sched.h: every CLONE_NEW… flag that clone(2) takes. */
 const CLONE_NEW = 0x7e020000;
 /** asm-generic/ioctls.h: what a program asks about its terminals, pipes and sockets; linux/fs.h: FICLONE. */
@@ -63,7 +69,7 @@ const IOCTLS = [0x5401, 0x5413, 0x541b, 0x5421, 0x5450, 0x5451, 0x40049409];
 const PRCTLS = [15, 16, 4, 3, 0x53564d41, 41, 29];
 const AUDIT_ARCH: Readonly<Record<string, number>> = { x64: 0xc000003e, arm64: 0xc00000b7 }; // linux/audit.h
 
-function filter(): Op {
+function filter(network: boolean): Op {
   const verdicts = new Map<number, Verdict>();
   const set = (call: Call, verdict: Verdict) => {
     const n = NR[call][process.arch === "arm64" ? 1 : 0];
@@ -73,8 +79,10 @@ function filter(): Op {
   const refused = errnoVerdict(EPERM);
   set("clone3", errnoVerdict(ENOSYS)); // its flags are in memory that no filter sees; libc then takes clone
   set("clone", { when: { arg: 0, without: CLONE_NEW }, yes: RET_ALLOW, no: refused });
-  set("socket", { when: { arg: 0, in: [AF_UNIX] }, yes: RET_ALLOW, no: refused });
-  set("socketpair", { when: { arg: 0, in: [AF_UNIX] }, yes: RET_ALLOW, no: refused });
+  const families = network ? FAMILIES.with : FAMILIES.without;
+  set("socket", { when: { arg: 0, in: families }, yes: RET_ALLOW, no: refused });
+  set("socketpair", { when: { arg: 0, in: FAMILIES.without }, yes: RET_ALLOW, no: refused });
+  if (network) for (const call of ["sendmmsg", "recvmmsg"] as const) set(call, RET_ALLOW);
   set("ioctl", { when: { arg: 1, in: IOCTLS }, yes: RET_ALLOW, no: refused });
   set("prctl", { when: { arg: 0, in: PRCTLS }, yes: RET_ALLOW, no: refused });
   const program = compile(AUDIT_ARCH[process.arch]!, verdicts, refused);
@@ -146,7 +154,7 @@ function shown(path: string): Op[] {
   ];
 }
 
-const NULL = new Reg(0);
+const [NULL, FILE] = [new Reg(0), new Reg(1)];
 const CAPABILITIES = 64; // more than any kernel has; the rest is EINVAL
 const PR = { pdeathsig: 1, dropBound: 24, noNewPrivileges: 38 } as const; // linux/prctl.h
 const [RLIMIT_CORE, FIRST_LISTENING] = [4, 3];
@@ -164,11 +172,18 @@ export async function confined(c: Confinement): Promise<Child> {
     .filter((path) => !PROGRAMS.some((place) => path.startsWith(`${place}/`)));
   const room = (report: number): Op[] => [
     sys.setsid(),
+    ...(c.network instanceof Fd ? [sys.setns(c.network.n, sys.CLONE_NEWNET)] : []),
     sys.mount("none", "/", "none", sys.MS_REC | sys.MS_SLAVE),
     sys.mount("tmpfs", "/tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=1m,nr_inodes=1k,mode=0755"),
     sys.chdir("/tmp"),
     sys.umask(0o022),
     ...[...PROGRAMS, ...own, ...DEVICES.map((d) => `/dev/${d}`), DMI].flatMap(shown),
+    ...(c.files ?? []).flatMap(([path, text]) => [
+      ...made(dirname(path)),
+      sys.openat(sys.AT_FDCWD, path.slice(1), sys.O_WRONLY | sys.O_CREAT | sys.O_EXCL, 0o644, FILE),
+      sys.writeText(FILE, text),
+      sys.close(FILE),
+    ]),
     ...["proc", "tmp"].map((name) => sys.mkdir(name, 0o755)),
     sys.mount("proc", "proc", "proc", sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC),
     sys.mount("tmpfs", "tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=16m,nr_inodes=1k,mode=1777"),
@@ -188,10 +203,11 @@ export async function confined(c: Confinement): Promise<Child> {
     },
     sys.openat(sys.AT_FDCWD, "/dev/null", sys.O_RDONLY, 0, NULL),
     sys.dup3(c.output, 1),
-    sys.dup3(c.output, 2),
-    sys.dup3(c.listening.n, FIRST_LISTENING),
+    sys.dup3(c.errors ?? c.output, 2),
+    ...(c.listening ? [sys.dup3(c.listening.n, FIRST_LISTENING)] : []),
     sys.dup3(NULL, 0),
-    { call: "fchown", args: [1, c.id, c.id] }, // a log opens it again, so as not to wait for its reader
+    // A log opens it again, so as not to wait for its reader.
+    ...[1, 2].map((fd): Op => ({ call: "fchown", args: [fd, c.id, c.id] })),
     {
       call: "prlimit64",
       args: [0, RLIMIT_CORE, { data: new Struct(16).u64(0).u64(0).bytes, text: "{0, 0}" }, null],
@@ -202,17 +218,17 @@ export async function confined(c: Confinement): Promise<Child> {
     sys.setresuid(c.id), // with it go all capabilities (capabilities(7))
     ...(c.mortal ? [sys.prctl(PR.pdeathsig, SIGKILL)] : []),
     sys.prctl(PR.noNewPrivileges, 1),
-    filter(),
-    ...sys.closeAllBut([FIRST_LISTENING, report]),
-    sys.execve(c.argv[0]!, c.argv, [...c.env, "LISTEN_PID=1", "LISTEN_FDS=1"]),
+    filter(c.network !== undefined),
+    ...sys.closeAllBut([...(c.listening ? [FIRST_LISTENING] : []), report]),
+    sys.execve(c.argv[0]!, c.argv, [...c.env, ...(c.listening ? ["LISTEN_PID=1", "LISTEN_FDS=1"] : [])]),
   ];
-  if (c.listening.n === FIRST_LISTENING || c.output <= FIRST_LISTENING)
-    throw new Error(`descriptors ${c.listening.n} and ${c.output} are in the way`);
+  for (const n of [c.listening?.n, c.output, c.errors])
+    if (n !== undefined && n <= FIRST_LISTENING) throw new Error(`descriptor ${n} is in the way`);
   return launch(
     room,
     sys.CLONE_NEWNS |
       sys.CLONE_NEWPID |
-      sys.CLONE_NEWNET |
+      (c.network === undefined ? sys.CLONE_NEWNET : 0n) |
       sys.CLONE_NEWIPC |
       sys.CLONE_NEWUTS |
       sys.CLONE_NEWCGROUP,

@@ -1,0 +1,62 @@
+// fetch: one file over http or https to standard output, from a byte on. cmld starts it in a room of its own
+// (src/cmld/download.ts): what speaks to a server that may be anybody's touches no file and holds no key. What it brings is
+// worth nothing until its hash is right.
+//
+// Output: one line of JSON, {"from": first byte, "length": bytes that follow, if the server says so}, then the bytes.
+
+const USAGE = "usage: fetch URL [FROM]\n";
+
+/** A server that says nothing for so long is given up. */
+const SILENCE_MS = 60_000;
+
+async function written(bytes: Uint8Array): Promise<void> {
+  const sink = Bun.stdout.writer();
+  sink.write(bytes);
+  await sink.flush();
+}
+
+export async function main(args: string[]): Promise<number> {
+  const [url = "", from = "0"] = args;
+  if (args.length < 1 || args.length > 2 || !/^https?:\/\//.test(url) || !/^\d{1,15}$/.test(from)) {
+    process.stderr.write(USAGE);
+    return 255;
+  }
+  const silence = new AbortController();
+  const watch = () =>
+    setTimeout(() => silence.abort(new Error(`silent for ${SILENCE_MS / 1000} s`)), SILENCE_MS);
+  let timer = watch();
+  try {
+    const first = Number(from);
+    const answer = await fetch(url, {
+      // Bytes as they are stored: a compressed answer would have another length and other offsets.
+      headers: { "Accept-Encoding": "identity", ...(first > 0 && { Range: `bytes=${first}-` }) },
+      signal: silence.signal,
+    });
+    // A range that begins at the end: all is there already (RFC 9110, 15.5.17).
+    if (answer.status === 416 && first > 0) {
+      await written(Buffer.from(`${JSON.stringify({ from: first, length: 0 })}\n`));
+      return 0;
+    }
+    if (answer.status !== 200 && answer.status !== 206)
+      throw new Error(`the server says ${answer.status} ${answer.statusText}`);
+    const begins =
+      answer.status === 206
+        ? Number(/^bytes (\d+)-/.exec(answer.headers.get("Content-Range") ?? "")?.[1])
+        : 0;
+    if (begins !== first && begins !== 0)
+      throw new Error(`asked for bytes from ${first} on, the server begins at ${begins}`);
+    const announced = answer.headers.get("Content-Length");
+    const length = announced !== null && /^\d{1,15}$/.test(announced) ? { length: Number(announced) } : {};
+    await written(Buffer.from(`${JSON.stringify({ from: begins, ...length })}\n`));
+    for await (const piece of answer.body ?? []) {
+      clearTimeout(timer);
+      await written(piece);
+      timer = watch();
+    }
+    return 0;
+  } catch (cause) {
+    throw new Error(url, { cause });
+  } finally {
+    clearTimeout(timer);
+  }
+}
