@@ -8,6 +8,7 @@ import { hostname } from "./modules/hostname.ts";
 import { hotplug } from "./modules/hotplug.ts";
 import { limits } from "./modules/limits.ts";
 import { masks } from "./modules/masks.ts";
+import { names } from "./modules/names.ts";
 import { network } from "./modules/network.ts";
 import { seccomp } from "./modules/seccomp.ts";
 import { service } from "./modules/service.ts";
@@ -27,6 +28,7 @@ export const modules: readonly Module[] = [
   volumes, // pivots: from here on paths are the container's
   masks, // over what volumes has mounted
   xorg, // over what masks leaves of /sys
+  names, // in the container's own tree
   hotplug, // when the tree is there
   service, // binds in the container's /run
   time, // needs /proc of the container

@@ -25,11 +25,14 @@ export interface Op {
   readonly call: Call;
   readonly args: readonly Arg[];
   readonly save?: Reg;
-  /** An errno that is no failure here. */
+  /** An errno that is no failure here, or ANY. */
   readonly allow?: number;
   /** The only result that counts as success. */
   readonly want?: number;
 }
+
+/** For a call that may fail: nothing depends on it. */
+export const ANY = 0xffff;
 
 /** As strace would print it. */
 export const show = (op: Op): string =>

@@ -150,6 +150,33 @@ test("EMPTY: ext4 keeps, tmpfs forgets and is bounded", async () => {
   expect(second.said).toBe("kept");
 });
 
+test("a guest without /etc/hosts and /etc/resolv.conf gets them; files, links and a read-only root stay as they are", async () => {
+  const config = { dns_server: "192.0.2.53" };
+  const rw = (image: string) => [{ mount_point: "/", image_file: image, mount_type: Type.SHARED_RW }];
+  const both = "cat /etc/hosts /etc/resolv.conf";
+  const { said } = await world.sh(`${both}; stat -c '%a %u:%g' /etc/hosts`, { mounts: rw("root"), config });
+  expect(said).toBe("127.0.0.1\tlocalhost\n127.0.1.1\tweb\n::1\tlocalhost\nnameserver 192.0.2.53\n644 0:0");
+  expect((await world.sh("ls /etc", { config })).said).toBe("image"); // the root can't be written
+
+  world.image("named", (root) => {
+    busyboxRoot(root);
+    symlinkSync("/data/elsewhere", join(root, "etc/hosts"));
+    writeFileSync(join(root, "etc/resolv.conf"), "mine\n");
+  });
+  const kept = await world.sh("readlink /etc/hosts; ls /data; cat /etc/resolv.conf", {
+    mounts: rw("named"),
+    config,
+  });
+  expect(kept.said).toBe("/data/elsewhere\nmine");
+
+  world.image("led", (root) => {
+    busyboxRoot(root);
+    rmSync(join(root, "etc"), { recursive: true });
+    symlinkSync("/srv", join(root, "etc"));
+  });
+  expect((await world.sh("ls /srv", { mounts: rw("led"), config })).said).toBe("file");
+});
+
 test("OVERLAY_RW keeps changes over the image, on a directory and on /", async () => {
   const uuid = crypto.randomUUID();
   const mounts = [...ROOT, ETC];
