@@ -76,7 +76,7 @@ $(OUT)/aarch64/cml: $(SOURCES) $(OUT)/aarch64/run.so $(OUT)/aarch64/cservice $(O
 	@$(BUN) initramfs/sizes.ts $@ /usr/aarch64-linux-gnu/lib
 
 # The attackers of test/escape: a C library, because they are not ours.
-$(OUT)/attack: test/escape/attack.c $(OUT)/tools.ready
+$(OUT)/attack $(OUT)/storm: $(OUT)/%: test/escape/%.c $(OUT)/tools.ready
 	gcc -static -O1 -Wall -Wextra -Werror -Wno-unused-result -o $@ $<
 
 # --- ramdisk, disk, machine --------------------------------------------------
@@ -144,7 +144,7 @@ check: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice ## f
 	$(BUN) test test/style.test.ts
 
 .PHONY: test
-test: check $(OUT)/test/initramfs.cpio $(if $(filter x86_64,$(HOST)),$(OUT)/aarch64/cml $(OUT)/aarch64/stage0) guests deb $(OUT)/attack ## everything above and below, at counts that fit CI (35 minutes)
+test: check $(OUT)/test/initramfs.cpio $(if $(filter x86_64,$(HOST)),$(OUT)/aarch64/cml $(OUT)/aarch64/stage0) guests deb $(OUT)/attack $(OUT)/storm ## everything above and below, at counts that fit CI (35 minutes)
 	$(BUN) test/run.ts unit host escape machine
 
 .PHONY: test-unit
@@ -152,7 +152,7 @@ test-unit: node_modules/.ready proto/gen/proto.js $(OUT)/run.so $(OUT)/cservice 
 	$(BUN) test/run.ts unit
 
 .PHONY: test-host
-test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests deb ## real namespaces, mounts, cgroups and sockets on this machine (root)
+test-host: $(OUT)/cml $(OUT)/aarch64/cservice guests deb $(OUT)/attack $(OUT)/storm ## real namespaces, mounts, cgroups and sockets on this machine (root)
 	$(BUN) test/run.ts host
 
 .PHONY: bench-protobuf
@@ -170,11 +170,11 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 soak: soak-leak soak-crash soak-hotplug soak-fuzz ## the tests with the large counts, in four parts; results are added to docs/soak.md
 soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
 	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine
-soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cmld and PID 1 killed again and again: nothing is lost
+soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack $(OUT)/storm ## cmld and PID 1 killed again and again: nothing is lost
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
 soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cards and USB devices plugged in and out 100 times while containers start and stop
 	CML_SOAK=1 $(BUN) test/run.ts hotplug hotplugmachine
-soak-fuzz: $(OUT)/cml guests ## 60 s of broken bytes for each parser, fixed seed
+soak-fuzz: $(OUT)/cml guests $(OUT)/attack $(OUT)/storm ## 60 s of broken bytes for each parser, fixed seed
 	CML_SOAK=1 $(BUN) test/run.ts fuzz
 
 .PHONY: test-machine

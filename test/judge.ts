@@ -1,5 +1,5 @@
 // A reader of classic BPF as seccomp(2) runs it, for tests of filters that need no kernel.
-import { type Instruction, JA, JEQ, JGE, LD_ABS, RET } from "../src/sys/bpf.ts";
+import { AND, type Instruction, JA, JEQ, JGE, LD_ABS, RET } from "../src/sys/bpf.ts";
 
 /** What the kernel would do: bpf(4), on struct seccomp_data. Little-endian, as both of our machines. */
 export function judge(
@@ -18,6 +18,7 @@ export function judge(
   for (let pc = 0; ; pc++) {
     const { code, jt, jf, k } = program[pc]!;
     if (code === LD_ABS) a = data.getUint32(k, true);
+    else if (code === AND) a = (a & k) >>> 0;
     else if (code === JA) pc += k;
     else if (code === JEQ) pc += a === k ? jt : jf;
     else if (code === JGE) pc += a >= k ? jt : jf;

@@ -231,6 +231,11 @@ export class Container implements ContainerLife {
         if (fd) kept.push(`${uuid}/${name}`);
         return fd;
       },
+      forget(name) {
+        const entry = `${uuid}/${name}`;
+        if (kept.includes(entry)) kept.splice(kept.indexOf(entry), 1);
+        around.forget(entry);
+      },
       booted: () => {
         if (this.#state === "BOOTING") this.#running();
       },

@@ -30,8 +30,10 @@ import { modulesLoaded } from "./kernel.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
+import { grantOf } from "./modules/caps.ts";
 import { childGroupOf, refuseAbsent } from "./modules/cgroups.ts";
 import * as devices from "./modules/devices.ts";
+import { Supervisor } from "./modules/seccomp/supervisor.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { volumeFile, volumeSize } from "./modules/volumes.ts";
 import type { Scd } from "./scd.ts";
@@ -578,14 +580,16 @@ export class Manager implements Daemon {
 
   exec(known: Known, request: ExecRequest, client: ExecClient): Session {
     const c = this.#managed(known);
-    if (!c.process) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
+    const supervisor = Supervisor.of(c.uuid);
+    if (!c.process || !supervisor) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
     const target = {
       name: shownName(c.config.name),
       pid: c.process.pid,
       pidfd: c.process.pidfd,
       cgroup: childGroupOf({ host: this.#m.host, uuid: c.uuid }),
       uidStart: c.uidStart,
-      allowSystemTime: c.config.allow_system_time,
+      grant: grantOf(c.config),
+      supervisor,
     };
     return this.#m.exec(target, request, client);
   }

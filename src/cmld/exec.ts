@@ -56,13 +56,15 @@ import {
 import { chain, EAGAIN, EBADF, EINTR, ENOENT, isErrno } from "../sys/error.ts";
 import { Fd, pair, pipe } from "../sys/fd.ts";
 import { lasting, mem } from "../sys/mem.ts";
+import type { Ends } from "../sys/notify.ts";
 import { attempt, now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
 import { EPOLLIN, EPOLLOUT, ended, readable, type Watch, watch } from "../sys/poll.ts";
 import { kill, SIGHUP, SIGKILL } from "../sys/process.ts";
 import { setWindow } from "../sys/pty.ts";
-import { capsOps } from "./modules/caps.ts";
+import { capsOps, type Grant } from "./modules/caps.ts";
 import { limitOps } from "./modules/limits.ts";
+import { Channel, type Supervisor } from "./modules/seccomp/supervisor.ts";
 import { filterOps } from "./modules/seccomp.ts";
 
 /** The container. */
@@ -74,8 +76,10 @@ export interface Target {
   /** The directory of the container's own control group, the one that its init was started in. */
   readonly cgroup: string;
   readonly uidStart: number;
-  /** Its configuration says so: one capability more. */
-  readonly allowSystemTime: boolean;
+  /** What its configuration adds to its capabilities. */
+  readonly grant: Grant;
+  /** Answers what its filter leaves to us; without one that is ENOSYS. */
+  readonly supervisor?: Supervisor;
 }
 
 export interface Request {
@@ -288,10 +292,11 @@ function candidates(command: string, env: readonly string[]): string[] {
 
 /** The life of the process up to its execve. Pure, but for what enter() looks up. `group`: the cgroup.procs of where it
  * is to live. It goes there once it has nothing of ours any more: the container may freeze its own groups. */
-export function program(target: Target, plan: Plan, group: number, report: number): Op[] {
+export function program(target: Target, plan: Plan, group: number, report: number, ends?: Ends): Op[] {
   const { user, argv, env, stdio } = plan;
   const paths = candidates(argv[0]!, env);
   const gate = "gate" in stdio ? [stdio.gate] : [];
+  const way = ends ? [ends.ours, ends.theirs] : [];
   return [
     prctl(PR_SET_DUMPABLE, 0), // before anybody in the container could trace it
     openat(AT_FDCWD, "/proc/self/oom_score_adj", O_WRONLY, 0, FILE), // the host's /proc still
@@ -299,14 +304,14 @@ export function program(target: Target, plan: Plan, group: number, report: numbe
     setsid(),
     ...("gate" in stdio ? [] : [dup3(stdio.input, 0), dup3(stdio.output, 1), dup3(stdio.output, 2)]),
     ...enter(target),
-    ...closeAllBut([report, group, ...gate]),
+    ...closeAllBut([report, group, ...way, ...gate]),
     writeText(group, "0"), // judged by who opened it (Linux 5.16)
     ...("gate" in stdio ? terminalOps(stdio.gate, user) : []),
-    ...closeAllBut([report]),
+    ...closeAllBut([report, ...way]),
     umask(0o022),
     ...limitOps(),
-    ...capsOps(target.allowSystemTime),
-    ...filterOps(), // while still root: without NO_NEW_PRIVS only root may
+    ...capsOps(target.grant),
+    ...filterOps(target.supervisor?.supervision, ends), // while still root: without NO_NEW_PRIVS only root may
     setgroups(user.groups),
     setresgid(user.gid),
     setresuid(user.uid), // capabilities of anybody but root end here
@@ -413,7 +418,16 @@ class Running implements Session {
       cwd: request.cwd || (request.user ? undefined : "/"),
       stdio,
     };
-    const child = launch((report) => program(target, plan, group.n, report), 0n, -1, target.pidfd);
+    const { supervisor } = target;
+    const channel = supervisor?.keep(new Channel());
+    const take = (): boolean | undefined => channel && supervisor?.take(channel);
+    ours.defer(take);
+    const child = launch(
+      (report) => program(target, plan, group.n, report, channel?.ends),
+      0n,
+      -1,
+      target.pidfd,
+    );
     this.#pid = child.pid;
     this.#pidfd = child.pidfd;
     ours.move(); // from here on #finish() closes them
@@ -436,6 +450,8 @@ class Running implements Session {
     } catch (e) {
       kill(child.pidfd, SIGKILL);
       throw e;
+    } finally {
+      take(); // if it came so far
     }
   }
 

@@ -53,6 +53,8 @@ export interface Start {
   keep(name: string, fd: Fd): void;
   /** What an earlier cmld kept under this name for this container, while adopting it. */
   kept(name: string): Fd | undefined;
+  /** It is not needed again. At the container's end everything is forgotten. */
+  forget(name: string): void;
   /** The container said that it has booted. */
   booted(): void;
   /** One line for the daemon's log. */

@@ -12,8 +12,6 @@ const some = (list: readonly unknown[]): boolean => list.length > 0;
 
 const CONTAINER: readonly Row<ContainerConfig>[] = [
   ["userns", (c) => !c.userns, "it has a user namespace of its own all the same"],
-  ["allow_system_time", (c) => c.allow_system_time, "setting the clock is not available yet"],
-  ["allow_module", (c) => some(c.allow_module), "loading kernel modules is not available yet"],
   ["fifos", (c) => some(c.fifos), "pipes to core0 are not available yet"],
 ];
 

@@ -78,7 +78,7 @@ function filter(network: boolean): Op {
   for (const call of CALLS) set(call, RET_ALLOW);
   const refused = errnoVerdict(EPERM);
   set("clone3", errnoVerdict(ENOSYS)); // its flags are in memory that no filter sees; libc then takes clone
-  set("clone", { when: { arg: 0, without: CLONE_NEW }, yes: RET_ALLOW, no: refused });
+  set("clone", { when: { arg: 0, mask: CLONE_NEW, in: [0] }, yes: RET_ALLOW, no: refused });
   const families = network ? FAMILIES.with : FAMILIES.without;
   set("socket", { when: { arg: 0, in: families }, yes: RET_ALLOW, no: refused });
   set("socketpair", { when: { arg: 0, in: FAMILIES.without }, yes: RET_ALLOW, no: refused });

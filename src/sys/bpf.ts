@@ -17,12 +17,14 @@ export const LD_ABS = 0x20; // BPF_LD | BPF_W | BPF_ABS
 export const JA = 0x05;
 export const JEQ = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 export const JGE = 0x35;
-const JSET = 0x45;
+export const AND = 0x54; // BPF_ALU | BPF_AND | BPF_K
 export const RET = 0x06;
 
 // linux/seccomp.h
 export const RET_KILL_PROCESS = 0x80000000;
 export const RET_ALLOW = 0x7fff0000;
+/** The call waits until whoever has the filter's listener answers it. */
+export const RET_USER_NOTIF = 0x7fc00000;
 const RET_ERRNO = 0x00050000;
 export const errnoVerdict = (errno: number): number => RET_ERRNO | errno;
 
@@ -31,13 +33,15 @@ const NR_AT = 0;
 const ARCH_AT = 4;
 const ARG_AT = (n: number): number => 16 + 8 * n;
 
-/** An argument of which the kernel uses 32 bits is one of some values, or has none of some bits. */
-export type Test =
-  | { readonly arg: number; readonly in: readonly number[] }
-  | { readonly arg: number; readonly without: number };
+/** An argument of which the kernel uses 32 bits, or some of their bits, is one of some values. */
+export interface Test {
+  readonly arg: number;
+  readonly mask?: number;
+  readonly in: readonly number[];
+}
 
 /** A verdict, or one that depends on an argument. */
-export type Verdict = number | { readonly when: Test; readonly yes: number; readonly no: number };
+export type Verdict = number | { readonly when: Test; readonly yes: Verdict; readonly no: Verdict };
 
 const op = (code: number, k: number, jt = 0, jf = 0): Instruction => ({ code, jt, jf, k: k >>> 0 });
 const ret = (verdict: number): Instruction => op(RET, verdict);
@@ -45,14 +49,14 @@ const ret = (verdict: number): Instruction => op(RET, verdict);
 function leaf(verdict: Verdict): Instruction[] {
   if (typeof verdict === "number") return [ret(verdict)];
   const { when, yes, no } = verdict;
-  if ("without" in when)
-    return [op(LD_ABS, ARG_AT(when.arg)), op(JSET, when.without, 1, 0), ret(yes), ret(no)];
-  const n = when.in.length;
+  const otherwise = leaf(no);
+  const last = when.in.length - 1;
   return [
     op(LD_ABS, ARG_AT(when.arg)),
-    ...when.in.map((value, i) => op(JEQ, value, n - i, 0)),
-    ret(no),
-    ret(yes),
+    ...(when.mask === undefined ? [] : [op(AND, when.mask)]),
+    ...when.in.map((value, i) => op(JEQ, value, last - i + otherwise.length, 0)),
+    ...otherwise,
+    ...leaf(yes),
   ];
 }
 

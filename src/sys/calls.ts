@@ -138,6 +138,22 @@ export const writeText = (fd: At, text: string): Op => ({
   args: [fd, text, Buffer.byteLength(text)],
   want: Buffer.byteLength(text),
 });
+/** What was read before: `length` is the register with the number of bytes. */
+export const writeRead = (fd: At, bytes: Uint8Array, length: Reg): Op => ({
+  call: "write",
+  args: [fd, bytes, length],
+});
+export const pread64 = (fd: At, into: Uint8Array, at: bigint | number, save?: Reg): Op => ({
+  call: "pread64",
+  args: [fd, into, into.length, at],
+  ...(save && { save }),
+});
+/** All of `bytes` or an error. */
+export const pwrite64 = (fd: At, bytes: Uint8Array, at: bigint | number): Op => ({
+  call: "pwrite64",
+  args: [fd, bytes, bytes.length, at],
+  want: bytes.length,
+});
 export const pipe2 = (into: Uint8Array, flags: number): Op => ({ call: "pipe2", args: [into, flags] });
 export const dup3 = (from: At, to: At, flags = 0): Op => ({ call: "dup3", args: [from, to, flags] });
 export const F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h

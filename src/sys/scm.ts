@@ -9,6 +9,7 @@ import { type Data, type Op, show } from "./op.ts";
 
 const [SCM_RIGHTS, SCM_CREDENTIALS] = [1, 2]; // linux/socket.h
 const CREDENTIALS = 32; // CMSG_SPACE(sizeof(struct ucred))
+const MSG_PEEK = 2;
 const MSG_TRUNC = 0x20;
 const MSG_CTRUNC = 8;
 /** Descriptors taken from one message: more are closed by the kernel. */
@@ -116,19 +117,21 @@ export interface Received {
   readonly cut: boolean;
 }
 
-/** One message, if there is one: "later" if not, "closed" if the other side has ended the connection. */
-export function receiveMessage(socket: Fd, max: number): Received | "later" | "closed" {
+/** One message, if there is one: "later" if not, "closed" if the other side has ended the connection. `stay`: it can be
+ * received again, with new copies of its descriptors. */
+export function receiveMessage(socket: Fd, max: number, stay = false): Received | "later" | "closed" {
   const data = mem(max);
   const control = mem(space(DESCRIPTORS_MAX) + CREDENTIALS);
   const m = header(data, control);
-  const op: Op = { call: "recvmsg", args: [socket.n, m.header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC] };
+  const flags = MSG_DONTWAIT | MSG_CMSG_CLOEXEC | (stay ? MSG_PEEK : 0);
+  const op: Op = { call: "recvmsg", args: [socket.n, m.header, flags] };
   const n = attempt(op);
   void m.keep;
   if (n === -EAGAIN || n === -EINTR) return "later";
   if (n < 0) throw new SysError(-n, show(op));
   const h = new DataView(m.header.buffer);
   const length = Number(h.getBigUint64(40, true));
-  const flags = h.getInt32(48, true);
+  const said = h.getInt32(48, true);
   const c = new DataView(control.buffer);
   const descriptors: Fd[] = [];
   let sender: { pid: number; uid: number } | undefined;
@@ -143,6 +146,6 @@ export function receiveMessage(socket: Fd, max: number): Received | "later" | "c
     at += (size + 7) & ~7;
   }
   if (n === 0 && descriptors.length === 0) return "closed";
-  const cut = (flags & (MSG_TRUNC | MSG_CTRUNC)) !== 0;
+  const cut = (said & (MSG_TRUNC | MSG_CTRUNC)) !== 0;
   return { bytes: data.slice(0, n), descriptors, cut, ...sender };
 }

@@ -95,7 +95,7 @@ export class Composed {
       ...this.process,
       cgroup: childGroupOf(this.start),
       uidStart: this.start.uidStart,
-      allowSystemTime: false,
+      grant: { time: false, modules: false },
     };
     const user = how.user === undefined ? ROOT : { ...ROOT, uid: Number(how.user), gid: Number(how.user) };
     const plan = { user, argv, env: ["PATH=/bin"], cwd: how.cwd ?? "/", stdio };
@@ -159,6 +159,7 @@ async function startOf(world: World, c: Container): Promise<{ start: Start; ledg
     owned: ledger,
     keep: () => {},
     kept: () => undefined,
+    forget: () => {},
     booted: () => {},
     log: (line) => void world.log.push(line),
   };

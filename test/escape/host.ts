@@ -9,6 +9,7 @@ import {
   type IControllerToDaemon,
 } from "../../proto/gen/proto.js";
 import { exec } from "../../src/cmld/exec.ts";
+import { Supervisor } from "../../src/cmld/modules/seccomp/supervisor.ts";
 import { Cmld } from "../host/daemon.ts";
 import { type Recipe, UID_START, World } from "../host/world.ts";
 import {
@@ -98,7 +99,8 @@ export class Host implements AsyncDisposable {
             pidfd,
             cgroup: join(c.group, "child"),
             uidStart: UID_START,
-            allowSystemTime: false,
+            grant: { time: false, modules: false },
+            supervisor: Supervisor.of(c.uuid)!,
           };
           const { pty = false, argv = ["/bin/sh", "-c", script], ...more } = how;
           exec(

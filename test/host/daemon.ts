@@ -69,7 +69,12 @@ export class Client implements Disposable {
 }
 
 /** A GuestOS "busybox" whose init runs `inittab`; `more`: lines of its configuration. */
-export function installBusybox(folder: string, inittab: string, more = ""): void {
+export function installBusybox(
+  folder: string,
+  inittab: string,
+  more = "",
+  fill: (root: string) => void = () => {},
+): void {
   const os = join(folder, "busybox-1");
   mkdirSync(os, { recursive: true });
   const root = mkdtempSync(join(tmpdir(), "root-"));
@@ -79,6 +84,7 @@ export function installBusybox(folder: string, inittab: string, more = ""): void
   writeFileSync(join(root, "etc/inittab"), inittab);
   mkdirSync(join(root, "usr/sbin"), { recursive: true });
   writeFileSync(join(root, "usr/sbin/cml"), ""); // where core0 gets the executable
+  fill(root);
   const image = join(os, "root.img");
   const made = spawnSync("mksquashfs", [root, image, "-noappend", "-quiet", "-no-progress"]);
   if (made.status !== 0) throw new Error(`mksquashfs: ${made.stderr}`);
@@ -116,12 +122,14 @@ export class Cmld implements AsyncDisposable {
       readonly device?: string;
       /** What else belongs into the data folder. */
       readonly prepare?: (base: string) => Promise<void>;
+      /** What else is in the guest. */
+      readonly fill?: (root: string) => void;
     } = {},
   ): Promise<Cmld> {
     const { guestos = "", env = {}, under = tmpdir(), device = "signed_configs: false\n" } = options;
     const folder = mkdtempSync(join(under, "cmld-"));
     chmodSync(folder, 0o755); // the containers' ids pass through it
-    installBusybox(join(folder, "base/operatingsystems"), inittab, guestos);
+    installBusybox(join(folder, "base/operatingsystems"), inittab, guestos, options.fill);
     writeFileSync(join(folder, "base/device.conf"), `hostedmode: true\ntpm_enabled: false\n${device}`);
     await options.prepare?.(join(folder, "base"));
     const at = (name: string) => join(folder, name);

@@ -12,6 +12,7 @@ import {
   type Session,
   type Target,
 } from "../../src/cmld/exec.ts";
+import { Supervisor } from "../../src/cmld/modules/seccomp/supervisor.ts";
 import { UID_START, until, World } from "./world.ts";
 
 const EMPTY = GuestOSMount.Type.EMPTY;
@@ -25,7 +26,8 @@ const targetOf = (c: Container): Target => ({
   pidfd: c.process!.pidfd,
   cgroup: join(c.group, "child"),
   uidStart: UID_START,
-  allowSystemTime: false,
+  grant: { time: false, modules: false },
+  supervisor: Supervisor.of(c.uuid)!,
 });
 
 beforeAll(async () => {
@@ -336,7 +338,7 @@ test("a frozen container: the client may go", async () => {
   const procs = join(target.cgroup, "cmld-injected/cgroup.procs");
   await until(() => (readFileSync(procs, "utf8") === "" ? ["nobody in the group"] : []));
   const held = readdirSync(`/proc/${readFileSync(procs, "utf8").trim()}/fd`);
-  expect(held.length).toBeLessThanOrEqual(5); // three, the group, where to report a failure
+  expect(held.length).toBeLessThanOrEqual(7); // three, the group, where to report a failure, the way of its listener
   given.session.hangup();
   await web.unfreeze();
   await nobody("sleep 1000");

@@ -287,8 +287,10 @@ test("the control socket inside a container outlives cmld, and allows what a gue
     );
   };
   await guest();
-  while (kept.size < 3) await new Promise<void>((next) => setImmediate(next)); // it is our own loop that stores them
-  expect([...kept.keys()].sort()).toEqual(["control", "notify", "service"].map((n) => `${uuid}/${n}`));
+  while (kept.size < 4) await new Promise<void>((next) => setImmediate(next)); // it is our own loop that stores them
+  expect([...kept.keys()].sort()).toEqual(
+    ["calls.0", "control", "notify", "service"].map((n) => `${uuid}/${n}`),
+  );
   for (let i = 0; i < 2; i++) {
     await mine.end("SIGKILL");
     await mine.start();

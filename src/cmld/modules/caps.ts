@@ -9,6 +9,7 @@ import { prctl } from "../../sys/calls.ts";
 import { EINVAL, ENOSYS } from "../../sys/error.ts";
 import { Struct } from "../../sys/mem.ts";
 import type { Data, Op } from "../../sys/op.ts";
+import type { ContainerConfig } from "../config.ts";
 import type { Module } from "../module.ts";
 
 /** linux/capability.h: the name at n is capability n. */
@@ -89,8 +90,15 @@ export const KEPT: Readonly<Partial<Record<Capability, string>>> = {
 const [PR_SET_SECUREBITS, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL] = [28, 24, 47, 4]; // linux/prctl.h
 const CAPABILITY_VERSION_3 = 0x20080522; // linux/capability.h
 
-/** What the configuration adds to KEPT. */
-const extra = (allowSystemTime: boolean): Capability[] => (allowSystemTime ? ["SYS_TIME"] : []);
+/** What the configuration adds to KEPT, as its fields say. The kernel does not count it; cmld does (seccomp.ts). */
+export interface Grant {
+  readonly time: boolean;
+  readonly modules: boolean;
+}
+const extra = ({ time, modules }: Grant): Capability[] => [
+  ...(time ? (["SYS_TIME"] as const) : []),
+  ...(modules ? (["SYS_MODULE"] as const) : []),
+];
 
 const header: Data = {
   data: new Struct(8).u32(CAPABILITY_VERSION_3).u32(0).bytes,
@@ -111,8 +119,8 @@ const KEYCTL_JOIN_SESSION_KEYRING = 1; // linux/keyctl.h
 
 /** The calling process, which is root in the container's user namespace, and all that it will start: bounded, and
  * without the daemon's keys. */
-export function capsOps(allowSystemTime: boolean): Op[] {
-  const kept = new Set<string>([...Object.keys(KEPT), ...extra(allowSystemTime)]);
+export function capsOps(grant: Grant): Op[] {
+  const kept = new Set<string>([...Object.keys(KEPT), ...extra(grant)]);
   const numbers = CAPABILITIES.flatMap((name, n) => (kept.has(name) ? [n] : []));
   return [
     prctl(PR_SET_SECUREBITS, 0),
@@ -126,4 +134,9 @@ export function capsOps(allowSystemTime: boolean): Op[] {
   ];
 }
 
-export const caps: Module = { name: "caps", last: (s) => capsOps(s.config.allow_system_time) };
+export const grantOf = (c: Pick<ContainerConfig, "allow_system_time" | "allow_module">): Grant => ({
+  time: c.allow_system_time,
+  modules: c.allow_module.length > 0,
+});
+
+export const caps: Module = { name: "caps", last: (s) => capsOps(grantOf(s.config)) };

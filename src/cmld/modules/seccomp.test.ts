@@ -2,9 +2,10 @@ import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { documents } from "../../../test/documents.ts";
 import { judge } from "../../../test/judge.ts";
-import { errnoVerdict, RET_ALLOW, RET_KILL_PROCESS } from "../../sys/bpf.ts";
+import { errnoVerdict, RET_ALLOW, RET_KILL_PROCESS, RET_USER_NOTIF } from "../../sys/bpf.ts";
 import { NR } from "../../sys/numbers.ts";
 import type { Call } from "../../sys/op.ts";
+import type { Supervision } from "./seccomp/supervisor.ts";
 import { AUDIT_ARCH, filter } from "./seccomp.ts";
 
 const EPERM = errnoVerdict(1);
@@ -23,7 +24,29 @@ const TABLE: readonly (readonly [call: Call, verdict: number, ...args: number[]]
   ["open", RET_ALLOW],
   ["clone3", RET_ALLOW],
   ["unshare", RET_ALLOW, 0x10000000],
-  ["mount", RET_ALLOW],
+  ["mount", RET_USER_NOTIF, 0, 0, 0, 0],
+  ["mount", RET_USER_NOTIF, 0, 0, 0, 1 | 2 | 8 | 1024],
+  ["mount", RET_ALLOW, 0, 0, 0, 4],
+  ["mount", RET_ALLOW, 0, 0, 0, 32],
+  ["mount", RET_ALLOW, 0, 0, 0, 4096 | 16384],
+  ["mount", RET_ALLOW, 0, 0, 0, 8192],
+  ["mount", RET_ALLOW, 0, 0, 0, (1 << 18) | 16384],
+  ["mount", RET_ALLOW, 0, 0, 0, 1 << 20],
+  ["mount", RET_USER_NOTIF, 0, 0, 0, 0xc0ed0000],
+  ["mount", RET_ALLOW, 0, 0, 0, 0xc0ed0004],
+  ["mknod", RET_ALLOW, 0, 0o644, 0x103],
+  ["mknod", RET_ALLOW, 0, 0o010644, 0x103],
+  ["mknod", RET_ALLOW, 0, 0o140644, 0x103],
+  ["mknod", RET_ALLOW, 0, 0o100245, 0x103],
+  ["mknod", RET_ALLOW, 0, 0o020000, 0],
+  ["mknod", RET_USER_NOTIF, 0, 0o020644, 0x103],
+  ["mknod", RET_USER_NOTIF, 0, 0o060644, 0],
+  ["mknodat", RET_ALLOW, 0, 0, 0o140644, 0x103],
+  ["mknodat", RET_USER_NOTIF, 0, 0, 0o020000, 0x103],
+  ["mknodat", RET_USER_NOTIF, 0, 0, 0o060000, 0x103],
+  ["sysinfo", RET_ALLOW],
+  ["adjtimex", RET_ALLOW],
+  ["clock_adjtime", RET_ALLOW],
   ["pivot_root", RET_ALLOW],
   ["reboot", RET_ALLOW],
   ["seccomp", RET_ALLOW],
@@ -79,6 +102,32 @@ test("the filter's verdicts, by call and argument, on both machines", () => {
       ]);
     }
   }
+});
+
+test("what is left to cmld besides, by what the container may", () => {
+  const table: readonly (readonly [keyof Supervision, Call, ...number[]])[] = [
+    ["time", "clock_settime"],
+    ["time", "settimeofday"],
+    ["time", "clock_adjtime"],
+    ["time", "adjtimex"],
+    ["time", "ioctl", 0, 0x4024700a],
+    ["time", "ioctl", 0, 0x4008700e],
+    ["time", "ioctl", 0, 0x40187014],
+    ["modules", "finit_module"],
+    ["memory", "sysinfo"],
+  ];
+  for (const arch of ARCHES)
+    for (const [what, call, ...args] of table)
+      for (const key of ["time", "modules", "memory"] as const) {
+        const given = { time: false, modules: false, memory: false, [key]: true };
+        const n = number(arch, call)!;
+        const verdict = judge(filter(arch, given), AUDIT_ARCH[arch], n, args);
+        expect([call, key, verdict === RET_USER_NOTIF]).toEqual([call, key, key === what]);
+      }
+  const time = filter("x64", { time: true, modules: false, memory: false });
+  expect(judge(time, AUDIT_ARCH.x64, NR.ioctl[0], [0, 0x5412])).toBe(EPERM);
+  expect(judge(time, AUDIT_ARCH.x64, NR.ioctl[0], [0, 0x5401])).toBe(RET_ALLOW);
+  expect(judge(time, AUDIT_ARCH.x64, NR.init_module[0])).toBe(EPERM);
 });
 
 test("the upper half of an int argument changes nothing", () => {

@@ -6,20 +6,32 @@
 // without (new mount API, io_uring, userfaultfd) and every number that is newer than this list, so that a C library
 // falls back as on an older kernel. docs/seccomp.md is printed from the tables here.
 //
-// The filter is loaded last, by root in its user namespace; a filter stays for ever and is inherited.
+// The filter is loaded last, by root in its user namespace; a filter stays for ever and is inherited. Some calls it
+// leaves to cmld, which answers them (seccomp/supervisor.ts): what a container may do and the kernel would not let it.
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import {
   compile,
   errnoVerdict,
   fprog,
   type Instruction,
   RET_ALLOW,
+  RET_USER_NOTIF,
   type Test,
   type Verdict,
 } from "../../sys/bpf.ts";
-import { ENOSYS, EPERM } from "../../sys/error.ts";
+import { ENOENT, ENOSYS, EPERM, isErrno } from "../../sys/error.ts";
+import { type Ends, loadFilter } from "../../sys/notify.ts";
 import { NR } from "../../sys/numbers.ts";
-import type { Call, Op } from "../../sys/op.ts";
-import type { Module } from "../module.ts";
+import type { Call, Data, Op } from "../../sys/op.ts";
+import type { Device } from "../devices.ts";
+import { type Module, type Process, Slot, type Start } from "../module.ts";
+import { groupOf } from "./cgroups.ts";
+import { accessFor } from "./devices.ts";
+import { namespaceOf } from "./seccomp/caller.ts";
+import { RTC_SETS } from "./seccomp/clock.ts";
+import { signedModulesOnly } from "./seccomp/load.ts";
+import { Channel, type Supervision, Supervisor } from "./seccomp/supervisor.ts";
 
 export interface Group {
   readonly title: string;
@@ -43,7 +55,7 @@ export const ALLOWED: readonly Group[] = [
       words(`open openat openat2 creat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2
       getdents getdents64 getcwd chdir fchdir rename renameat renameat2 mkdir mkdirat rmdir link linkat unlink unlinkat
       symlink symlinkat readlink readlinkat chmod fchmod fchmodat chown fchown lchown fchownat umask utime utimes
-      futimesat utimensat mknod mknodat setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr
+      futimesat utimensat setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr
       flistxattr removexattr lremovexattr fremovexattr name_to_handle_at inotify_init inotify_init1 inotify_add_watch
       inotify_rm_watch landlock_create_ruleset landlock_add_rule landlock_restrict_self`),
   },
@@ -90,7 +102,77 @@ export const ALLOWED: readonly Group[] = [
   },
   {
     title: "the container's own system, judged by the kernel in its user namespace",
-    calls: words(`mount umount2 pivot_root chroot unshare setns sethostname setdomainname reboot vhangup`),
+    calls: words(`umount2 pivot_root chroot unshare setns sethostname setdomainname reboot vhangup`),
+  },
+];
+
+// linux/stat.h, linux/mount.h
+const [S_IFMT, S_IFBLK, S_IFCHR] = [0o170000, 0o060000, 0o020000];
+const [MS_MGC_VAL, MS_MGC_MSK] = [0xc0ed0000, 0xffff0000];
+/** MS_NODEV, MS_REMOUNT, MS_BIND, MS_MOVE; and MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED. */
+const [NATIVE_MOUNT, PROPAGATION] = [4 | 32 | 4096 | 8192, (1 << 17) | (1 << 18) | (1 << 19) | (1 << 20)];
+
+/** A device, but for 0:0, the whiteout of an overlay, which anybody may make. */
+const node = (mode: number): Verdict => ({
+  when: { arg: mode, mask: S_IFMT, in: [S_IFBLK] },
+  yes: RET_USER_NOTIF,
+  no: {
+    when: { arg: mode, mask: S_IFMT, in: [S_IFCHR] },
+    yes: { when: { arg: mode + 1, in: [0] }, yes: RET_ALLOW, no: RET_USER_NOTIF },
+    no: RET_ALLOW,
+  },
+});
+
+const newMount = (native: number): Verdict => ({
+  when: { arg: 3, mask: native, in: [0] },
+  yes: RET_USER_NOTIF,
+  no: RET_ALLOW,
+});
+
+export interface Left {
+  readonly calls: readonly Call[];
+  readonly verdict: Verdict;
+  /** Where it is left to cmld; without: everywhere. Elsewhere the other tables decide. */
+  readonly where?: keyof Supervision;
+  readonly text: string;
+}
+
+const RTC_REQUESTS = Object.values(RTC_SETS).map(([request]) => request);
+
+/** Left to cmld. */
+export const LEFT: readonly Left[] = [
+  {
+    calls: ["mknod"],
+    verdict: node(1),
+    text: "of a device; fifos, sockets, files and the whiteout 0:0 are the kernel's",
+  },
+  { calls: ["mknodat"], verdict: node(2), text: "as mknod" },
+  {
+    calls: ["mount"],
+    verdict: {
+      when: { arg: 3, mask: MS_MGC_MSK, in: [MS_MGC_VAL] },
+      yes: newMount(NATIVE_MOUNT),
+      no: newMount(NATIVE_MOUNT | PROPAGATION),
+    },
+    text: "of a file system, without nodev; bind, move, remount and propagation are the kernel's",
+  },
+  {
+    calls: ["sysinfo"],
+    verdict: RET_USER_NOTIF,
+    where: "memory",
+    text: "in a container with a limit on memory",
+  },
+  {
+    calls: ["clock_settime", "settimeofday", "clock_adjtime", "adjtimex"],
+    verdict: RET_USER_NOTIF,
+    where: "time",
+    text: "with `allow_system_time`",
+  },
+  {
+    calls: ["finit_module"],
+    verdict: RET_USER_NOTIF,
+    where: "modules",
+    text: "with `allow_module`, where the kernel loads signed modules only",
   },
 ];
 
@@ -118,8 +200,8 @@ const EAFNOSUPPORT = 97;
 const FAMILIES = [1, 2, 10, 16, 17, 29];
 /** linux/personality.h: PER_LINUX, PER_LINUX32, UNAME26, both, and the question what it is. */
 const PERSONALITIES = [0, 0x8, 0x20000, 0x20008, 0xffffffff];
-const TIOCSTI = 0x5412; // asm-generic/ioctls.h
-const TIOCLINUX = 0x541c;
+/** asm-generic/ioctls.h: TIOCSTI, TIOCLINUX. */
+const TERMINAL_INPUT = [0x5412, 0x541c];
 
 /** linux/keyctl.h: JOIN_SESSION_KEYRING, SETPERM, DESCRIBE. */
 const KEYRING = [1, 5, 6];
@@ -149,7 +231,7 @@ export const RULES: readonly Rule[] = [
   },
   {
     calls: ["ioctl"],
-    when: { arg: 1, in: [TIOCSTI, TIOCLINUX] },
+    when: { arg: 1, in: TERMINAL_INPUT },
     allow: false,
     errno: EPERM,
     text: "all but TIOCSTI and TIOCLINUX, which type into a terminal that others read",
@@ -160,8 +242,10 @@ type Arch = "x64" | "arm64";
 /** linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64. */
 export const AUDIT_ARCH: Readonly<Record<Arch, number>> = { x64: 0xc000003e, arm64: 0xc00000b7 };
 
+const NOTHING: Supervision = { time: false, modules: false, memory: false };
+
 /** The verdict on every call that has a name; a number without one is ENOSYS, x32's (from 0x40000000) among them. */
-export function policy(arch: Arch): Map<number, Verdict> {
+export function policy(arch: Arch, supervision = NOTHING): Map<number, Verdict> {
   const verdicts = new Map<number, Verdict>();
   const set = (call: Call, verdict: Verdict): void => {
     const n = NR[call][arch === "arm64" ? 1 : 0];
@@ -175,16 +259,91 @@ export function policy(arch: Arch): Map<number, Verdict> {
     const verdict: Verdict = { when, yes: allow ? RET_ALLOW : refused, no: allow ? refused : RET_ALLOW };
     for (const call of calls) set(call, verdict);
   }
+  for (const { calls, verdict, where } of LEFT)
+    if (where === undefined || supervision[where]) for (const call of calls) set(call, verdict);
+  if (supervision.time)
+    set("ioctl", {
+      when: { arg: 1, in: RTC_REQUESTS },
+      yes: RET_USER_NOTIF,
+      no: { when: { arg: 1, in: TERMINAL_INPUT }, yes: errnoVerdict(EPERM), no: RET_ALLOW },
+    });
   return verdicts;
 }
 
-export const filter = (arch: Arch): Instruction[] =>
-  compile(AUDIT_ARCH[arch], policy(arch), errnoVerdict(ENOSYS));
+export const filter = (arch: Arch, supervision = NOTHING): Instruction[] =>
+  compile(AUDIT_ARCH[arch], policy(arch, supervision), errnoVerdict(ENOSYS));
 
-const SECCOMP_SET_MODE_FILTER = 1; // linux/seccomp.h
-const own = fprog(filter(process.arch as Arch));
+const filters = new Map<string, Data>();
 
-/** Load the filter into the calling process, which is root in its user namespace, and all that it will start. */
-export const filterOps = (): Op[] => [{ call: "seccomp", args: [SECCOMP_SET_MODE_FILTER, 0, own] }];
+/** Load the filter into the calling process, which is root in its user namespace, and all that it will start.
+ * `ends`: where its listener goes; without one what is left to cmld is ENOSYS. */
+export function filterOps(supervision = NOTHING, ends?: Ends): Op[] {
+  const key = JSON.stringify(supervision);
+  const known = filters.get(key) ?? fprog(filter(process.arch as Arch, supervision));
+  filters.set(key, known);
+  return loadFilter(known, ends);
+}
 
-export const seccomp: Module = { name: "seccomp", last: () => filterOps() };
+/** What the container's configuration and the kernel give cmld to do. */
+function supervisionOf(s: Pick<Start, "config" | "host" | "uuid">): Supervision {
+  const { allow_system_time: time, allow_module } = s.config;
+  return { time, modules: allow_module.length > 0 && signedModulesOnly(), memory: hasLimit(groupOf(s)) };
+}
+
+function hasLimit(group: string): boolean {
+  try {
+    return readFileSync(join(group, "memory.max"), "latin1").trim() !== "max";
+  } catch (e) {
+    if (isErrno(e, ENOENT)) return false;
+    throw e;
+  }
+}
+
+interface Prepared {
+  readonly supervision: Supervision;
+  readonly channel: Channel;
+}
+const prepared = new Slot<Prepared>();
+
+/** Calls under way: seccomp/underway.ts. */
+const fileOf = (s: Start): string => join(s.host.run, "calls", s.uuid);
+
+function supervise(s: Start, p: Process, supervision: Supervision): Supervisor {
+  const container = {
+    name: s.name,
+    uidStart: s.uidStart,
+    namespace: namespaceOf(p.pid),
+    group: groupOf(s),
+    modules: s.config.allow_module,
+    access: (device: Device) => accessFor(s.uuid, device),
+    log: (line: string) => s.log(line),
+  };
+  return s.owned.use(new Supervisor(s.uuid, supervision, container, s, fileOf(s)));
+}
+
+export const seccomp: Module = {
+  name: "seccomp",
+  prepare(s) {
+    const supervision = supervisionOf(s);
+    if (s.config.allow_module.length > 0 && !supervision.modules)
+      s.log("allow_module: this kernel would load unsigned modules, too: the container loads none");
+    prepared.set(s, { supervision, channel: s.owned.use(new Channel()) });
+  },
+  last(s) {
+    const { supervision, channel } = prepared.need(s);
+    return filterOps(supervision, channel.ends);
+  },
+  ready(s, p) {
+    const { supervision, channel } = prepared.need(s);
+    const supervisor = s.owned.acquire({ kind: "file", path: fileOf(s) }, () => supervise(s, p, supervision));
+    supervisor.keep(channel);
+  },
+  started(s, p) {
+    const made = prepared.get(s);
+    if (made) Supervisor.of(s.uuid)!.take(made.channel);
+    else if (supervise(s, p, supervisionOf(s)).adopt() === 0)
+      s.log(
+        "nobody has kept what it leaves to cmld: it can make no node and mount nothing until it starts again",
+      );
+  },
+};

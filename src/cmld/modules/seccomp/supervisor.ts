@@ -1,0 +1,268 @@
+// What answers the calls that a container's filters leave to us: one supervisor a container, with a listener for its
+// init and one for each command that was started in it and for what that leaves behind.
+//
+// It keeps to its turn: each listener wakes us for one call at a time, a container has at most IN_FLIGHT of them under
+// way, and the others wait in the kernel, so whoever makes one after the other slows itself alone. The channel that a
+// listener came through is kept outside of cmld, with the listener still in it: the next cmld finds it there, and
+// meanwhile the callers wait.
+import { SOCK_SEQPACKET } from "../../../sys/calls.ts";
+import { chain, EIO, ENOENT, ESRCH, isErrno } from "../../../sys/error.ts";
+import { type Fd, pair } from "../../../sys/fd.ts";
+import { type Answer, decode, type Ends, isWaiting, receive, reply } from "../../../sys/notify.ts";
+import type { Call } from "../../../sys/op.ts";
+import { EPOLLHUP, EPOLLIN, type Watch, watch } from "../../../sys/poll.ts";
+import { receiveMessage } from "../../../sys/scm.ts";
+import { type Caller, callerOf } from "./caller.ts";
+import { adjtimex, clockAdjtime, clockSettime, rtcSet, setTimeOfDay } from "./clock.ts";
+import { finitModule } from "./load.ts";
+import { mknod, mknodAt } from "./mknod.ts";
+import { mount } from "./mount.ts";
+import { type Contained, type Handler, Supervised } from "./supervised.ts";
+import { sysinfo } from "./sysinfo.ts";
+import { UnderWay } from "./underway.ts";
+
+/** What a container's filter leaves to us besides mounts and nodes. */
+export interface Supervision {
+  readonly time: boolean;
+  readonly modules: boolean;
+  readonly memory: boolean;
+}
+
+/** Calls of one container under way: each may cost us a process or two, one that hangs among them. */
+const IN_FLIGHT = 2;
+/** Time for a child that was killed to be gone, before the answer is given all the same. */
+const LEAVE_MS = 1000;
+/** Listeners of one container that the next cmld will find. */
+const KEPT_MAX = 64;
+
+export const handlers: Readonly<Partial<Record<Call, Handler>>> = {
+  mknod,
+  mknodat: mknodAt,
+  mount,
+  sysinfo,
+  clock_settime: clockSettime,
+  settimeofday: setTimeOfDay,
+  clock_adjtime: clockAdjtime,
+  adjtimex,
+  ioctl: rtcSet,
+  finit_module: (call) => finitModule(call),
+};
+
+/** Where listeners are kept. */
+interface Keeping {
+  keep(name: string, fd: Fd): void;
+  kept(name: string): Fd | undefined;
+  forget(name: string): void;
+}
+
+/** The way of one listener to us. */
+export class Channel implements Disposable {
+  readonly ours: Fd;
+  readonly theirs: Fd;
+  /** Under which it is kept. */
+  index: number | undefined;
+  constructor() {
+    [this.ours, this.theirs] = pair(SOCK_SEQPACKET);
+  }
+  get ends(): Ends {
+    return { ours: this.ours.n, theirs: this.theirs.n };
+  }
+  [Symbol.dispose](): void {
+    this.ours.close();
+    this.theirs.close();
+  }
+}
+
+interface Listener {
+  readonly fd: Fd;
+  readonly channel: Fd;
+  readonly index: number | undefined;
+  /** An earlier cmld may have received calls of it. */
+  inherited: boolean;
+  watch?: Watch;
+}
+
+async function within(what: Promise<void>, ms: number): Promise<void> {
+  const { promise: late, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  await Promise.race([what, late]);
+  clearTimeout(timer);
+}
+
+const nameOf = (index: number): string => `calls.${index}`;
+/** No listener that is kept. */
+const NONE = 0xffffffff;
+/** Calls before the first we receive, of which an earlier cmld may have received some. */
+const BEFORE = 256n;
+const supervisors = new Map<string, Supervisor>();
+
+export class Supervisor implements Disposable {
+  readonly #listeners = new Set<Listener>();
+  readonly #kept = new Set<number>();
+  readonly #underWay: UnderWay;
+  #count = 0;
+  #over = false;
+
+  /** `file`: where calls under way are noted. */
+  constructor(
+    readonly uuid: string,
+    readonly supervision: Supervision,
+    readonly container: Contained,
+    readonly keeping: Keeping,
+    file: string,
+  ) {
+    this.#underWay = new UnderWay(file, IN_FLIGHT);
+    supervisors.set(uuid, this);
+  }
+
+  static of(uuid: string): Supervisor | undefined {
+    return supervisors.get(uuid);
+  }
+
+  /** For a process that is about to load its filter; kept before it does, so that no end of ours comes in between. */
+  keep(channel: Channel): Channel {
+    let index = 0;
+    while (this.#kept.has(index)) index++;
+    if (index < KEPT_MAX) {
+      channel.index = index;
+      this.#kept.add(index);
+      this.keeping.keep(nameOf(index), channel.ours);
+    }
+    return channel;
+  }
+
+  /** The process has loaded its filter, or has failed to. True: we answer its calls. */
+  take(channel: Channel): boolean {
+    channel.theirs.close();
+    return this.#take(channel.ours, channel.index, false);
+  }
+
+  /** What an earlier cmld has kept, and the calls that it had received; how many listeners. */
+  adopt(): number {
+    for (let index = 0; index < KEPT_MAX; index++) {
+      const channel = this.keeping.kept(nameOf(index));
+      if (!channel) continue;
+      this.#kept.add(index);
+      this.#take(channel, index, true);
+    }
+    for (const { place, listener, bytes, done } of this.#underWay.left()) {
+      const l = [...this.#listeners].find((known) => known.index === listener);
+      this.#count++;
+      if (!l) this.#answered(place);
+      else void this.#answer(l, bytes, place, done);
+    }
+    this.#pace();
+    return this.#listeners.size;
+  }
+
+  #take(channel: Fd, index: number | undefined, inherited: boolean): boolean {
+    const got = receiveMessage(channel, 1, true);
+    const [fd, ...more] = typeof got === "string" ? [] : got.descriptors;
+    for (const extra of more) extra.close();
+    if (!fd || this.#over) {
+      fd?.close();
+      this.#drop(channel, index);
+      return false;
+    }
+    const listener: Listener = { fd, channel, index, inherited };
+    this.#listeners.add(listener);
+    listener.watch = watch(fd, EPOLLIN, (events) => this.#notified(listener, events));
+    this.#pace();
+    return true;
+  }
+
+  #drop(channel: Fd, index: number | undefined): void {
+    channel.close();
+    if (index === undefined) return;
+    this.#kept.delete(index);
+    if (!this.#over) this.keeping.forget(nameOf(index)); // else all of the container's are forgotten
+  }
+
+  #close(l: Listener): void {
+    if (!this.#listeners.delete(l)) return;
+    l.watch?.[Symbol.dispose]();
+    l.fd.close();
+    this.#drop(l.channel, l.index);
+  }
+
+  /** Take no more calls than may be under way. */
+  #pace(): void {
+    for (const { watch } of this.#listeners)
+      if (this.#count < IN_FLIGHT) watch?.resume();
+      else watch?.pause();
+  }
+
+  #notified(l: Listener, events: number): void {
+    if (!(events & EPOLLIN)) {
+      if (events & EPOLLHUP) this.#close(l); // nobody has this filter any more
+      return;
+    }
+    if (this.#count >= IN_FLIGHT) return; // told before we asked for silence
+    const bytes = receive(l.fd);
+    if (!bytes) return;
+    this.#count++;
+    const place = this.#underWay.received(l.index ?? NONE, bytes);
+    this.#pace();
+    void this.#answer(l, bytes, place, false);
+  }
+
+  #answered(place: number): void {
+    this.#count--;
+    if (this.#over) return;
+    this.#underWay.answered(place);
+    this.#pace();
+  }
+
+  /** Resolves when nothing of it is left: later than the answer, if a child hangs. */
+  async #answer(l: Listener, bytes: Uint8Array, place: number, done: boolean): Promise<void> {
+    const notification = decode(bytes);
+    const id = new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+    const valid = (): boolean => l.fd.open && isWaiting(l.fd, id);
+    let answer: Answer = { error: EIO };
+    let call: Supervised | undefined;
+    try {
+      if (l.inherited) this.#release(l, id);
+      const caller = notification && this.#caller(notification.pid);
+      if (!caller || !valid()) return; // it has been killed
+      call = new Supervised(this.container, notification, caller, valid, this.#underWay, place);
+      answer = done ? { value: 0 } : await handlers[notification.call]!(call);
+    } catch (e) {
+      this.container.log(`${notification?.call}: ${chain(e)}`);
+    } finally {
+      call?.[Symbol.dispose]();
+      const idle = call?.idle() ?? Promise.resolve();
+      await within(idle, LEAVE_MS); // a child that is still there keeps a mount of the container busy
+      if (l.fd.open) reply(l.fd, id, answer);
+      void idle.then(() => this.#answered(place));
+    }
+  }
+
+  /** An earlier cmld may have ended between receiving a call and noting it: ids are counted up, so they are known by
+   * the next one. The kernel does what it would have done. */
+  #release(l: Listener, first: bigint): void {
+    l.inherited = false;
+    const noted = new Set(
+      this.#underWay.left().map(({ bytes }) => new DataView(bytes.buffer).getBigUint64(0, true)),
+    );
+    for (let id = first - BEFORE; id < first; id++)
+      if (!noted.has(id) && isWaiting(l.fd, BigInt.asUintN(64, id)))
+        reply(l.fd, BigInt.asUintN(64, id), "kernel");
+  }
+
+  #caller(pid: number): Caller | undefined {
+    try {
+      return callerOf(pid);
+    } catch (e) {
+      if (isErrno(e, ENOENT) || isErrno(e, ESRCH)) return undefined;
+      throw e;
+    }
+  }
+
+  /** The container has ended, or cmld ends: what waits, waits for the next one. */
+  [Symbol.dispose](): void {
+    this.#over = true;
+    if (supervisors.get(this.uuid) === this) supervisors.delete(this.uuid);
+    for (const l of this.#listeners) this.#close(l);
+    this.#underWay[Symbol.dispose]();
+  }
+}
