@@ -199,7 +199,8 @@ class Hotplug {
     const number = numberOf(e);
     switch (e.action) {
       case "add":
-        if (values.get("SUBSYSTEM") === "net") await arrived(Number(values.get("IFINDEX")));
+        if (values.get("SUBSYSTEM") === "net" && values.has("IFINDEX"))
+          await arrived(Number(values.get("IFINDEX")), e.path.startsWith("/devices/virtual/"));
         else if (synthetic !== undefined) this.#tellOwners(e, number);
         else if (number) await this.#appears(e, number);
         else this.#tellOwners(e, number);

@@ -56,7 +56,9 @@ test("probe() takes nothing for a file system that does not look like one throug
 
 test("mountOps() names one file system and keeps its programs and devices from working", () => {
   expect(mountOps("ext4", "/proc/self/fd/9", 100000, true, 7, 8).map(show).join("\n")).toBe(
-    `fsopen("ext4", 1) -> r0
+    `openat(-100, "/proc/self/fd/9", 526464, 0) -> r1
+close(r1)
+fsopen("ext4", 1) -> r0
 fsconfig(r0, 1, "source", "/proc/self/fd/9", 0)
 fsconfig(r0, 0, "ro", 0, 0)
 fsconfig(r0, 1, "errors", "remount-ro", 0)

@@ -75,7 +75,7 @@ export interface Medium extends Numbered {
 /** Where it is mounted, below /media/external. */
 export const placeOf = (m: Pick<Medium, "node">): string => m.node.replaceAll("/", "!");
 
-const { O_RDONLY, O_NONBLOCK, O_EXCL } = constants;
+const { O_RDONLY, O_NONBLOCK } = constants;
 
 /** The device, if it is still the one that we mean. */
 async function openDevice(m: Medium): Promise<FileHandle | undefined> {
@@ -101,24 +101,20 @@ function sequenceOf(file: FileHandle): string {
   return String(new DataView(number.buffer).getBigUint64(0, true));
 }
 
-/** What is on it; undefined if it holds none of ours, or somebody uses it. */
+/** What is on it. */
 async function look(device: FileHandle): Promise<FileSystem | undefined> {
-  try {
-    await using alone = await open(`/proc/self/fd/${device.fd}`, O_RDONLY | O_NONBLOCK | O_EXCL);
-    const head = new Uint8Array(HEAD);
-    const { bytesRead } = await alone.read(head, 0, HEAD, 0);
-    return probe(head.subarray(0, bytesRead));
-  } catch (e) {
-    if (isErrno(e, EBUSY)) return undefined;
-    throw e;
-  }
+  const head = new Uint8Array(HEAD);
+  const { bytesRead } = await device.read(head, 0, HEAD, 0);
+  return probe(head.subarray(0, bytesRead));
 }
 
 const [FS, MNT, DIR, BELOW] = [0, 1, 2, 3].map((n) => new Reg(n)) as [Reg, Reg, Reg, Reg];
 const { MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC } = sys;
 const LOCKED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 
-/** Mount it, attached nowhere, and hand it over. `slot`: a number that is the child's to use. */
+/** Mount it, attached nowhere, and hand it over; EBUSY if anybody uses it: the kernel would show us their mount. Asked by
+ * the child, for what cmld has open any other child of its may have open for longer. `slot`: a number that is the child's
+ * to use. */
 export const mountOps = (
   type: FileSystem,
   source: string,
@@ -127,6 +123,8 @@ export const mountOps = (
   to: number,
   slot: number,
 ): Op[] => [
+  sys.openat(sys.AT_FDCWD, source, sys.O_RDONLY | sys.O_NONBLOCK | sys.O_EXCL, 0, MNT),
+  sys.close(MNT),
   sys.fsopen(type, FS),
   sys.fsconfig(FS, sys.FSCONFIG_SET_STRING, "source", source),
   ...options(FS, `${readOnly ? "ro," : ""}${OPTIONS[type](root)}`),
@@ -136,12 +134,23 @@ export const mountOps = (
   handOver(to, slot),
 ];
 
-async function mounted(device: FileHandle, type: FileSystem, root: number, readOnly: boolean): Promise<Fd> {
+/** undefined: somebody uses it. */
+async function mounted(
+  device: FileHandle,
+  type: FileSystem,
+  root: number,
+  readOnly: boolean,
+): Promise<Fd | undefined> {
   const [ours, theirs] = pair(sys.SOCK_SEQPACKET);
   using receiving = ours;
   using sending = theirs;
   const source = `/proc/self/fd/${device.fd}`;
-  await errand(() => mountOps(type, source, root, readOnly, sending.n, receiving.n), MOUNT_MS);
+  try {
+    await errand(() => mountOps(type, source, root, readOnly, sending.n, receiving.n), MOUNT_MS);
+  } catch (e) {
+    if (isErrno(e, EBUSY)) return undefined;
+    throw e;
+  }
   const got = receiveMessage(receiving, 1);
   const fd = typeof got === "string" ? undefined : got.descriptors[0];
   if (!fd) throw new Error(`${type}: no mount came back`);
@@ -207,7 +216,9 @@ export async function insert(m: Medium, h: Host, readOnly: boolean): Promise<Fil
   await using device = file;
   const type = await look(device);
   if (!type) return undefined;
-  using mount = await mounted(device, type, h.uidStart, readOnly);
+  const found = await mounted(device, type, h.uidStart, readOnly);
+  if (!found) return undefined;
+  using mount = found;
   if (type === "ext4") {
     using userns = userNamespace(h);
     now(sys.mountSetattr(mount.n, sys.MOUNT_ATTR_IDMAP, 0, userns.n));

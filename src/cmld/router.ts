@@ -806,12 +806,16 @@ export async function unassign(uuid: string, which: string): Promise<void> {
 
 // --- links that come and go (hotplug.ts) -----------------------------------------
 
-/** A link has appeared with us: plugged in, or left behind by somebody. */
-export const arrived = (index: number): Promise<void> =>
-  inTurn(async () => {
-    const [reply] = here().route.do([getLink(index)], ENODEV);
-    if (reply) await welcome(linkOf(reply));
+/** A link has appeared with us: plugged in, or left behind by somebody. Every start makes virtual ones, which are nobody's
+ * unless somebody claims links. */
+export function arrived(index: number, virtual: boolean): Promise<void> | undefined {
+  if (virtual && ![...guests.values()].some((g) => g.claims.size > 0)) return undefined;
+  return inTurn(async () => {
+    using route = routeIn(undefined);
+    const [answers] = await aside({ on: route, messages: [getLink(index)], tolerate: [ENODEV] });
+    if (answers?.[0]) await welcome(linkOf(answers[0]));
   });
+}
 
 async function welcome(l: Link): Promise<void> {
   if (l.group === GROUP || l.type !== ARPHRD_ETHER) return;
