@@ -166,14 +166,16 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 	$(BUN) test/bench/machine.ts
 	$(BUN) test/bench/noisy.ts
 
-.PHONY: soak soak-leak soak-crash soak-hotplug soak-fuzz
-soak: soak-leak soak-crash soak-hotplug soak-fuzz ## the tests with the large counts, in four parts; results are added to docs/soak.md
+.PHONY: soak soak-leak soak-crash soak-hotplug soak-power soak-fuzz
+soak: soak-leak soak-crash soak-hotplug soak-power soak-fuzz ## the tests with the large counts, in five parts; results are added to docs/soak.md
 soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
 	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine
 soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack $(OUT)/storm ## cmld and PID 1 killed again and again: nothing is lost
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
 soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cards and USB devices plugged in and out 100 times while containers start and stop
 	CML_SOAK=1 $(BUN) test/run.ts hotplug hotplugmachine
+soak-power: $(OUT)/test/initramfs.cpio guests ## power cuts: real ones, and disks rebuilt as they were at 200 moments
+	CML_SOAK=1 $(BUN) test/run.ts power powermachine
 soak-fuzz: $(OUT)/cml guests $(OUT)/attack $(OUT)/storm ## 60 s of broken bytes for each parser, fixed seed
 	CML_SOAK=1 $(BUN) test/run.ts fuzz
 

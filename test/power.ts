@@ -1,18 +1,23 @@
-// Power cuts, many from one run: QEMU writes everything that a machine does to a disk into a second file as well
+// Power cuts, many from one run: QEMU writes everything that happens to a disk into a second file as well
 // (driver blklogwrites), in the form of the kernel's dm-log-writes (Documentation/admin-guide/device-mapper/log-writes.rst).
 // From it the disk is made as it was at any moment: what a flush has confirmed, and of what came after it any part, for
 // a disk may write in any order until it is told to flush.
 //
-//   const log = new WriteLog(file);               // while the machine runs: log.length says how far it is
+//   Vm.boot({ more: logged(disk, file) })         // a machine's disk, or one that this host mounts:
+//   await using disk = await LoggedDisk.mount(base)
+//   const log = new WriteLog(file);               // meanwhile log.length says how far it is
 //   await replayed(base, log, cuts(log, 200, seed), (image) => mounted(image, check));
 //
 // A test that wants to know whether something was confirmed before a cut notes log.length when it sees the
 // confirmation: a cut with a longer prefix must have it.
 import { spawnSync } from "node:child_process";
 import {
+  chmodSync,
   closeSync,
+  existsSync,
   fstatSync,
   ftruncateSync,
+  mkdirSync,
   mkdtempSync,
   openSync,
   readSync,
@@ -26,6 +31,8 @@ import { join } from "node:path";
 const [MAGIC, VERSION, SECTOR] = [0x6a736677736872n, 1n, 512];
 const [FLUSH, FUA, DISCARD] = [1, 2, 4];
 const PIECE = 1 << 20;
+/** Where the data partition begins: initramfs/image.ts. */
+const PARTITION = 1 << 20;
 /** Bytes of a sparse file for the log; QEMU does not let it grow by itself. */
 const LOG_BYTES = 16 * 2 ** 30;
 
@@ -38,14 +45,14 @@ interface Entry {
   readonly data: number;
 }
 
-/** What QEMU is told to log the writes to `disk` into `log`, which is made anew. For `more` of a Vm, in place of `disks`. */
-export function logged(disk: string, log: string): string[] {
+/** What QEMU is told to log the writes to `disk` into `log`, which is made anew: the node "logged". */
+function nodes(disk: string, log: string): string[] {
   rmSync(log, { force: true });
   const fd = openSync(log, "wx");
   ftruncateSync(fd, LOG_BYTES);
   closeSync(fd);
   const file = (name: string, path: string) => [
-    "-blockdev",
+    "--blockdev", // both of QEMU's programs take it so
     JSON.stringify({ driver: "raw", "node-name": name, file: { driver: "file", filename: path } }),
   ];
   const node = {
@@ -55,12 +62,72 @@ export function logged(disk: string, log: string): string[] {
     log: "log",
     "log-sector-size": SECTOR,
   };
-  return [
-    ...file("disk", disk),
-    ...file("log", log),
-    ...["-blockdev", JSON.stringify(node)],
-    ...["-device", "virtio-blk-pci,drive=logged"],
-  ];
+  return [...file("disk", disk), ...file("log", log), ...["--blockdev", JSON.stringify(node)]];
+}
+
+/** A machine's disk whose writes are logged: for `more` of a Vm, in place of `disks`. */
+export const logged = (disk: string, log: string): string[] => [
+  ...nodes(disk, log),
+  ...["-device", "virtio-blk-pci,drive=logged"],
+];
+
+/** A disk that this host has mounted, its writes logged: the kernel's ext4 on a loop device on a file of QEMU's
+ * (FUSE), which passes every write and every flush on. */
+export class LoggedDisk implements AsyncDisposable {
+  /** The data partition's files. */
+  readonly folder: string;
+  readonly log: string;
+  readonly #files: string;
+  readonly #daemon: Bun.Subprocess;
+  private constructor(files: string, daemon: Bun.Subprocess) {
+    this.#files = files;
+    this.#daemon = daemon;
+    this.folder = join(files, "mounted");
+    this.log = join(files, "log");
+  }
+
+  /** A copy of the image `base`, below `under`. */
+  static async mount(base: string, under = tmpdir()): Promise<LoggedDisk> {
+    const files = mkdtempSync(join(under, "logged-"));
+    chmodSync(files, 0o755);
+    const at = (name: string) => join(files, name);
+    copy(base, at("disk"));
+    closeSync(openSync(at("exported"), "wx"));
+    mkdirSync(at("mounted"));
+    const fuse = {
+      type: "fuse",
+      id: "exported",
+      "node-name": "logged",
+      mountpoint: at("exported"),
+      writable: true,
+    };
+    const daemon = Bun.spawn(
+      [
+        "qemu-storage-daemon",
+        ...nodes(at("disk"), at("log")),
+        ...["--export", JSON.stringify(fuse), "--pidfile", at("ready")],
+      ],
+      { stdin: "ignore", stdout: "inherit", stderr: "inherit" },
+    );
+    while (!existsSync(at("ready"))) {
+      if (daemon.exitCode !== null) throw new Error(`qemu-storage-daemon has ended: ${daemon.exitCode}`);
+      await Bun.sleep(5); // it writes the file when it serves; nothing tells
+    }
+    attach(at("exported"), at("mounted"));
+    return new LoggedDisk(files, daemon);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    spawnSync("umount", [this.folder]);
+    this.#daemon.kill("SIGTERM");
+    await this.#daemon.exited;
+    rmSync(this.#files, { recursive: true, force: true });
+  }
+}
+
+function attach(image: string, folder: string): void {
+  const mount = spawnSync("mount", ["-t", "ext4", "-o", `loop,offset=${PARTITION}`, image, folder]);
+  if (mount.status !== 0) throw new Error(`mount: ${mount.stderr}`);
 }
 
 export class WriteLog implements Disposable {
@@ -178,8 +245,9 @@ export async function replayed(
   log: WriteLog,
   at: readonly Cut[],
   each: (image: string, cut: Cut) => Promise<void>,
+  under = tmpdir(),
 ): Promise<void> {
-  const folder = mkdtempSync(join(tmpdir(), "power-"));
+  const folder = mkdtempSync(join(under, "power-"));
   const [sofar, image] = [join(folder, "sofar.img"), join(folder, "cut.img")];
   try {
     copy(base, sofar);
@@ -199,14 +267,10 @@ export async function replayed(
   }
 }
 
-/** Where the data partition begins: initramfs/image.ts. */
-const PARTITION = 1 << 20;
-
 /** Mount the data partition of an image as the kernel does after a power cut, journal and all, for one visit. */
 export async function mounted<T>(image: string, visit: (folder: string) => Promise<T>): Promise<T> {
   const folder = mkdtempSync(join(tmpdir(), "disk-"));
-  const mount = spawnSync("mount", ["-t", "ext4", "-o", `loop,offset=${PARTITION}`, image, folder]);
-  if (mount.status !== 0) throw new Error(`mount: ${mount.stderr}`);
+  attach(image, folder);
   using after = new DisposableStack();
   after.defer(() => rmdirSync(folder)); // fails, and says so, if it is still mounted
   after.defer(() => spawnSync("umount", [folder]));
