@@ -34,8 +34,16 @@ export type Meta = Readonly<Record<string, string | number>>;
 
 /** For whoever has something to record. */
 export interface Audit {
-  /** `container`: a uuid, or undefined for the CML. Never throws, never waits. */
-  record(outcome: Outcome, kind: Class, name: string, container?: string, meta?: Meta): void;
+  /** `container`: a uuid, or undefined for the CML. `foreign`: a client has caused it, who may not take the last quarter
+   * of the space. Never throws, never waits. */
+  record(
+    outcome: Outcome,
+    kind: Class,
+    name: string,
+    container?: string,
+    meta?: Meta,
+    foreign?: boolean,
+  ): void;
   /** Resolves when everything recorded so far is on the disk. */
   settled(): Promise<void>;
 }
@@ -178,11 +186,19 @@ export class Auditor implements Audit {
     return new Auditor(options);
   }
 
-  record(outcome: Outcome, kind: Class, name: string, container?: string, meta: Meta = {}): void {
+  record(
+    outcome: Outcome,
+    kind: Class,
+    name: string,
+    container?: string,
+    meta: Meta = {},
+    foreign = outcome === "SUA" || outcome === "FUA",
+  ): void {
     const uuid = container !== undefined && this.#o.owners.known(container) ? container : C0;
     this.#append(uuid, {
       type: `${outcome}.CMLD.${kind}.${name}`,
       timestamp: Math.floor(Date.now() / 1000),
+      foreign,
       ...(container !== undefined && { subject: container }),
       meta: Object.entries(meta).map(([key, value]) => [key, String(value)] as const),
     });

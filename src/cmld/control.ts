@@ -106,6 +106,8 @@ interface Client {
   send(answer: Answer): Promise<void>;
   info(line: string): void;
   warn(line: string): void;
+  /** What guests ask for is recorded as long as it does not fill the trail. */
+  recordable(): boolean;
   exec: { readonly uuid: string; readonly session: Session; room: () => void } | undefined;
 }
 
@@ -511,9 +513,8 @@ async function start(d: Daemon, r: Request): Promise<Answer> {
       one(d, r);
     } catch (cause) {
       const which = r.container_uuids.slice(0, 1).join();
-      d.audit?.record("FSA", "CONTAINER_MGMT", "container-start-not-existing", which, {
-        error: chain(cause),
-      });
+      const meta = { error: chain(cause) };
+      d.audit?.record("FSA", "CONTAINER_MGMT", "container-start-not-existing", which, meta, true);
       throw new Refused(Response.CONTAINER_START_EEXIST, chain(cause));
     }
     throw new Error("unreachable");
@@ -521,7 +522,7 @@ async function start(d: Daemon, r: Request): Promise<Answer> {
   notC0(c, "started");
   const name = nameOf(c);
   if (UP.has(c.state)) {
-    d.audit?.record("FSA", "CONTAINER_MGMT", "container-start-already-running", c.uuid);
+    d.audit?.record("FSA", "CONTAINER_MGMT", "container-start-already-running", c.uuid, {}, true);
     throw new Refused(Response.CONTAINER_START_EEXIST, `${name} is ${c.state} already`);
   }
   if (c.state === "ZOMBIE")
@@ -754,7 +755,7 @@ async function handle(d: Daemon, r: Request, c: Client): Promise<void> {
 
 /** Who asked for what, and whether it was done: on the disk before it is answered. */
 async function recorded(d: Daemon, r: Request, c: Client, error: string | undefined): Promise<void> {
-  if (!d.audit) return;
+  if (!d.audit || !c.recordable()) return;
   const uuid = parseUuid(r.container_uuids[0] ?? "");
   d.audit.record(error === undefined ? "SUA" : "FUA", "GENERIC", "command", undefined, {
     command: isKnown(r.command) ? Command[r.command] : r.command,
@@ -780,6 +781,8 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
   };
   const all = { info: (line: string) => d.info(line), warn: (line: string) => d.warn(line) };
   const log = privileged ? all : { info: rationed(all.info), warn: rationed(all.warn) };
+  const records = new Ration(LINES, LINE_MS);
+  const recordable = () => privileged || records.take("") !== undefined;
   const encode = (answer: Answer): Uint8Array => proto.DaemonToController.encode(answer);
   const clientOf = (peer: Peer): Client => {
     let c = clients.get(peer);
@@ -788,6 +791,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         peer,
         privileged,
         ...log,
+        recordable,
         exec: undefined,
         send: (answer) => {
           let message = encode(answer);
