@@ -479,6 +479,7 @@ async function leadOnNow(g: Guest): Promise<void> {
   try {
     await leadTo(g, router);
   } catch (e) {
+    g.joined = undefined;
     if (core0()?.place === router) throw e; // else it has ended meanwhile
   }
 }
@@ -917,6 +918,12 @@ export const networkReleases = {
     g.netns.close();
   },
   async veth(r: Veth): Promise<void> {
+    const ours = (v: Veth): boolean => v.gatewayMac === r.gatewayMac;
+    const g = [...guests.values()].find(({ veths }) => veths.some(ours));
+    if (g) {
+      g.veths = g.veths.filter((v) => !ours(v)); // core0 may come at this moment
+      await g.joining.catch(() => {});
+    }
     await deleteVeth(r);
     if (subnets.get(r.subnet) === r.gatewayMac) subnets.delete(r.subnet);
   },
