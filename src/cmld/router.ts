@@ -158,6 +158,13 @@ const here = (): Place => {
 };
 /** A socket of its own for what is done aside. */
 const routeIn = (where: Where): Netlink => netlinkIn(where, NETLINK_ROUTE)[0]!;
+/** Sockets for what is done to nf_tables aside, in our namespace. They are kept: when one is closed, the kernel waits
+ * until all that was removed is gone, 10 ms and more (nft_rcv_nl_event() of Linux). */
+const idle: Netlink[] = [];
+function idleFilter(): Disposable & { readonly socket: Netlink } {
+  const socket = idle.pop() ?? netlinkIn(undefined, NETLINK_NETFILTER)[0]!;
+  return { socket, [Symbol.dispose]: () => void idle.push(socket) };
+}
 const core0 = (): Guest | undefined => [...guests.values()].find((g) => g.isC0);
 
 /** The indexes of the ends, each in its namespace: chosen by us, so that all of connect() is known beforehand; far
@@ -392,35 +399,13 @@ function renumber(g: Guest, v: Veth): Veth {
   return veth;
 }
 
-/** Make the pairs whose other ends are in the container: nobody has their names and numbers, or they get others. */
-async function makePairs(g: Guest, route: Netlink): Promise<void> {
+/** The pair whose other end is in the container. */
+function pairOf(g: Guest, v: Veth): Message {
   const group = g.isC0 ? { group: GROUP } : {}; // both ends of core0's link are in a router
-  const add = (v: Veth): Message =>
-    addVeth(
-      {
-        name: leadsOn(g) ? outerName(v) : v.name,
-        index: outerIndex(v),
-        group: GROUP,
-        mac: v.gatewayMac,
-      },
-      { name: v.inside, index: innerIndex(v), netns: g.netns.n, mac: v.mac, ...group },
-    );
-  for (let missing = g.veths; missing.length > 0; ) {
-    try {
-      await aside({ on: route, messages: missing.map(add) });
-      return;
-    } catch (e) {
-      if (!isErrno(e, EEXIST)) throw e;
-      const all = links(route);
-      const made = new Set(all.map((l) => l.mac));
-      const taken = new Set([...all.map((l) => l.index), ...all.map((l) => l.name)]);
-      const lost = (v: Veth): boolean => taken.has(outerIndex(v)) || taken.has(`r_${v.subnet}`);
-      missing = g.veths.filter((v) => !made.has(v.gatewayMac));
-      if (!missing.some(lost)) throw e;
-      g.veths = g.veths.map((v) => (missing.includes(v) && lost(v) ? renumber(g, v) : v));
-      missing = g.veths.filter((v) => !made.has(v.gatewayMac));
-    }
-  }
+  return addVeth(
+    { name: leadsOn(g) ? outerName(v) : v.name, index: outerIndex(v), group: GROUP, mac: v.gatewayMac },
+    { name: v.inside, index: innerIndex(v), netns: g.netns.n, mac: v.mac, ...group },
+  );
 }
 
 const ipv6 = (): boolean => existsSync("/proc/sys/net/ipv6");
@@ -436,16 +421,31 @@ const routerEnd = (v: Veth): Message[] => [
 /** Make the container's links. Our side is complete, with its fence, before the container's, and we wait until it can
  * send: when the container runs, its gateway answers. */
 async function connect(g: Guest): Promise<void> {
-  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
-  using route = ours;
-  using filter = ourFilter;
+  for (;;) {
+    try {
+      return await connectNow(g);
+    } catch (e) {
+      if (!isErrno(e, EEXIST)) throw e;
+      for (const v of g.veths) await deleteVeth(v); // what there is of ours; a fence at somebody else's link, too
+      const all = links(here().route);
+      const taken = new Set([...all.map((l) => l.index), ...all.map((l) => l.name)]);
+      const lost = (v: Veth): boolean => taken.has(outerIndex(v)) || taken.has(`r_${v.subnet}`);
+      if (!g.veths.some(lost)) throw e;
+      g.veths = g.veths.map((v) => (lost(v) ? renumber(g, v) : v));
+    }
+  }
+}
+
+async function connectNow(g: Guest): Promise<void> {
+  using route = routeIn(undefined);
+  using filter = idleFilter();
   using inside = routeIn(g.netns);
   using carriers = new Carriers(undefined);
-  await makePairs(g, route);
   const usable = g.veths.filter((v) => v.configure);
   const first = g.veths[0]?.configure ? g.veths[0] : undefined;
   const answers = await aside(
-    ...fencesOf(g).map((f) => ({ on: filter, messages: replacement(f), atomic: true })),
+    { on: route, messages: g.veths.map((v) => pairOf(g, v)) },
+    ...fencesOf(g).map((f) => ({ on: filter.socket, messages: replacement(f), atomic: true })),
     {
       on: route,
       messages: [
@@ -485,27 +485,26 @@ async function leadOnNow(g: Guest): Promise<void> {
 }
 
 async function leadTo(g: Guest, router: Place): Promise<void> {
-  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
-  using route = ours;
-  using filter = ourFilter;
+  using route = routeIn(undefined);
+  using filter = idleFilter();
   using theirs = routeIn(router.where);
   using carriers = new Carriers(router.where);
   // Those to a core0 that is gone: the kernel takes its time.
   const old = g.veths.filter((v) => linkExists(onwardIndex(v))).map((v) => deleteLink(onwardIndex(v)));
   if (old.length > 0) await aside({ on: route, messages: old, tolerate: [ENODEV] });
-  await aside({
-    on: route,
-    messages: g.veths.map((v) =>
-      addVeth(
-        { name: onwardName(v), index: onwardIndex(v), group: GROUP, mac: v.gatewayMac },
-        { name: v.name, index: outerIndex(v), netns: router.netns.n, mac: v.gatewayMac, group: GROUP },
-      ),
-    ),
-  });
   g.joined = router;
   const usable = g.veths.filter((v) => v.configure);
   const answers = await aside(
-    ...fencesOf(g).map((f) => ({ on: filter, messages: replacement(f), atomic: true })),
+    {
+      on: route,
+      messages: g.veths.map((v) =>
+        addVeth(
+          { name: onwardName(v), index: onwardIndex(v), group: GROUP, mac: v.gatewayMac },
+          { name: v.name, index: outerIndex(v), netns: router.netns.n, mac: v.gatewayMac, group: GROUP },
+        ),
+      ),
+    },
+    ...fencesOf(g).map((f) => ({ on: filter.socket, messages: replacement(f), atomic: true })),
     { on: theirs, messages: usable.flatMap(routerEnd) },
     { on: route, messages: g.veths.flatMap((v) => raise(onwardIndex(v))) },
     { on: theirs, messages: usable.map((v) => getLink(outerIndex(v))) },
@@ -649,9 +648,8 @@ async function makeCard(g: Guest, from: Place, l: Link, card: Card, peers: reado
   const wiphy = radioOf(l.name);
   const nic: Nic = { ...card, kind: "nic", ...(wiphy !== undefined && { wiphy }) };
   if (from !== here()) await move(from, l, nic, here().netns);
-  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
-  using route = ours;
-  using filter = ourFilter;
+  using route = routeIn(undefined);
+  using filter = idleFilter();
   const { outer, inside } = cardLink(card);
   const own = links(route).find((o) => isNic(o, card));
   if (!own) throw new Error(`network interface ${card.name} has gone`);
@@ -672,7 +670,7 @@ async function makeCard(g: Guest, from: Place, l: Link, card: Card, peers: reado
   const heard = peers.filter(parseMac).map((mac) => mac.toLowerCase()); // the others let nobody in
   const table = cardFence({ ...card, mac: own.mac }, { ...own, name: card.name }, end, heard);
   await aside(
-    { on: filter, messages: replacement(table), atomic: true },
+    { on: filter.socket, messages: replacement(table), atomic: true },
     {
       on: route,
       messages: [...raise(end.index), allMulticast(own.index, true), ...raise(own.index)],
@@ -682,9 +680,8 @@ async function makeCard(g: Guest, from: Place, l: Link, card: Card, peers: reado
 
 /** Without its container: the link that passed for it, the fence, what was changed of it. */
 async function dropCard(card: Card): Promise<Link | undefined> {
-  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
-  using route = ours;
-  using filter = ourFilter;
+  using route = routeIn(undefined);
+  using filter = idleFilter();
   const all = links(route);
   const end = all.find((l) => l.mac === card.gatewayMac && l.name === cardLink(card).outer);
   const own = all.find((l) => isNic(l, card) && l.group === GROUP);
@@ -695,7 +692,7 @@ async function dropCard(card: Card): Promise<Link | undefined> {
       messages: own ? [downLink(own.index), allMulticast(own.index, false), setGroup(own.index, 0)] : [],
       tolerate: [ENODEV],
     },
-    { on: filter, messages: removal(fenceOf(card)), atomic: true, tolerate: [ENOENT] },
+    { on: filter.socket, messages: removal(fenceOf(card)), atomic: true, tolerate: [ENOENT] },
   );
   return own;
 }
@@ -896,15 +893,14 @@ export function interfaces(uuid: string): { texts: string[]; table: IContainerIn
 
 /** Delete our ends of a link and its fence. Their numbers may be another cmld's by now: the address tells. */
 async function deleteVeth(v: Veth): Promise<void> {
-  const [ours, ourFilter] = netlinkIn(undefined, NETLINK_ROUTE, NETLINK_NETFILTER) as [Netlink, Netlink];
-  using route = ours;
-  using filter = ourFilter;
+  using route = routeIn(undefined);
+  using filter = idleFilter();
   const asked = [getLink(outerIndex(v)), getLink(onwardIndex(v))];
   const [found] = await aside({ on: route, messages: asked, tolerate: [ENODEV] });
   const ends = found!.map(linkOf).filter((l) => l.mac === v.gatewayMac);
   await aside(
     { on: route, messages: ends.map((l) => deleteLink(l.index)), tolerate: [ENODEV] },
-    { on: filter, messages: removal(fenceOf(v)), atomic: true, tolerate: [ENOENT] },
+    { on: filter.socket, messages: removal(fenceOf(v)), atomic: true, tolerate: [ENOENT] },
   );
 }
 
