@@ -64,6 +64,7 @@ export function openHost(places: Places): Host {
   // The child of a start has the container's ids: it passes through here by search permission alone.
   mkdirSync(places.run, { recursive: true, mode: 0o711 });
   mkdirSync(join(places.run, "root"), { recursive: true, mode: 0o755 });
+  mkdirSync(join(places.run, "devices"), { recursive: true, mode: 0o700 });
   for (let dir = places.run; dir !== "/"; dir = dirname(dir))
     if ((statSync(dir).mode & 0o001) === 0)
       throw new Error(`${dir}: others may not pass through it, and containers' ids must reach ${places.run}`);

@@ -3,7 +3,6 @@ import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
 import {
   existsSync,
   lstatSync,
-  mkdirSync,
   readdirSync,
   readFileSync,
   statSync,
@@ -52,7 +51,6 @@ let before: string[];
 
 beforeAll(async () => {
   world = World.open();
-  mkdirSync(join(world.host.run, "devices")); // stays
   await world.sh("true");
   before = world.snapshot();
 });
@@ -414,9 +412,9 @@ test("so is a descriptor of the host's node that somebody hands in", async () =>
   expect((await world.sh(script, { modules: [...unguarded(), given] })).said).toBe("opened");
 });
 
-test("no node can be made inside, not even of what is allowed, nor anywhere by root of another user namespace", async () => {
+test("no node of what is not allowed can be made inside", async () => {
   const { said } = await world.sh(
-    "for p in /dev/x /dev/shm/x /run/x /tmp/x; do mknod $p b 8 0; mknod $p c 10 235; mknod $p c 1 3; done; ls /dev/x /dev/shm /run/x",
+    "for p in /dev/x /dev/shm/x /run/x /tmp/x; do mknod $p b 8 0; mknod $p c 4 1; mknod $p c 1 11; done; ls /dev/x /dev/shm /run/x",
     {
       mounts: [...ROOT, { mount_point: "/tmp", image_file: "t", fs_type: "tmpfs" }],
       config: { allow_dev: [FOREIGN_RULE] },

@@ -4,8 +4,8 @@
 // The program is attached before there is a child, and belongs to the group: it stays when cmld ends. What was granted
 // or taken away since the start is kept in a file under /run/cml/devices for the next cmld. A device that is assigned is
 // nobody else's: that is decided here, on what is in force, for everything that is granted at a start or later.
-import { fstatSync, mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { fstatSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import {
   AT_FDCWD,
   O_DIRECTORY,
@@ -242,7 +242,6 @@ const stateOf = (l: Live, nodes: Iterable<Node>): Kept => ({
 
 function keep(l: Live, nodes: ReadonlyMap<string, Node>): void {
   if (!l.file || !l.dev?.open) return;
-  mkdirSync(dirname(l.file), { recursive: true, mode: 0o700 });
   writeFileSync(`${l.file}.new`, JSON.stringify(stateOf(l, nodes.values())), { mode: 0o600 });
   renameSync(`${l.file}.new`, l.file);
 }
