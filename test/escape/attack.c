@@ -41,20 +41,22 @@ static int call(char **arg)
 	return 0;
 }
 
-/* climb PATH: out of a root directory that is only a directory, and look for PATH there. */
+/* climb: out of a root directory that is only a directory. */
 static int climb(char **arg)
 {
 	int top = open("/", O_RDONLY | O_DIRECTORY);
+	struct stat before, after;
 
+	(void)arg;
 	mkdir("/tmp/below", 0755);
-	if (chroot("/tmp/below") || fchdir(top))
+	if (fstat(top, &before) || chroot("/tmp/below") || fchdir(top))
 		return held(name_of(errno));
 	for (int i = 0; i < 64; i++)
 		if (chdir(".."))
 			break;
-	if (chroot("."))
+	if (chroot(".") || stat("/", &after))
 		return held(name_of(errno));
-	return access(arg[0], F_OK) ? held(name_of(errno)) : won(arg[0]);
+	return before.st_dev == after.st_dev && before.st_ino == after.st_ino ? held("the same root") : won("another root");
 }
 
 /* swap A B: exchange two names as fast as it goes, until killed. */
@@ -65,20 +67,24 @@ static int swap(char **arg)
 	return 0;
 }
 
-/* chase PID DIRECTORY TARGET: in the root of a process whose start is under way, wait for the directory, then swap
- * "a" in it between a directory and a link to TARGET, until killed. */
+/* chase PID DIRECTORY TARGET UID: in the tree of a process whose start is under way, as soon as the directory is
+ * there, swap "a" in it between a directory and a link to TARGET, until killed. */
 static int chase(char **arg)
 {
-	char a[300], z[300];
+	char path[300];
+	int dir, uid = atoi(arg[3]);
 
-	snprintf(a, sizeof a, "/proc/%s/root%s/a", arg[0], arg[1]);
-	snprintf(z, sizeof z, "/proc/%s/root%s/z", arg[0], arg[1]);
+	snprintf(path, sizeof path, "/proc/%s/cwd%s", arg[0], arg[1]);
+	while ((dir = open(path, O_RDONLY | O_DIRECTORY)) < 0)
+		if (errno != ENOENT && errno != EACCES)
+			return 1;
+	if (setresgid(uid, uid, uid) || setresuid(uid, uid, uid))
+		return 1;
 	for (;;) {
-		mkdir(a, 0777);
-		symlink(arg[2], z);
-		renameat2(AT_FDCWD, a, AT_FDCWD, z, RENAME_EXCHANGE);
+		mkdirat(dir, "a", 0777);
+		symlinkat(arg[2], dir, "z");
+		renameat2(dir, "a", dir, "z", RENAME_EXCHANGE);
 	}
-	return 0;
 }
 
 /* What a link in a process' /proc/PID says, if it is not of this container. */
@@ -94,6 +100,17 @@ static int foreign(const char *path)
 		return 0;
 	printf("won: %s -> %s\n", path, to);
 	return 1;
+}
+
+/* Trace a process for a moment, in a child whose end lets it go. */
+static int traced(int pid)
+{
+	int status = 0;
+	pid_t child = fork();
+
+	if (child == 0)
+		_exit(ptrace(PTRACE_SEIZE, pid, 0, 0) ? 1 : 0);
+	return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
 
 /* spy SECONDS: trace every process that appears, and read what it has open, its memory, its environment. */
@@ -121,14 +138,9 @@ static int spy(char **arg)
 			snprintf(path, sizeof path, "/proc/%d/exe", pid);
 			if (foreign(path))
 				return 0;
-			if (ptrace(PTRACE_ATTACH, pid, 0, 0) == 0) {
-				waitpid(pid, NULL, __WALL);
-				snprintf(path, sizeof path, "/proc/%d/exe", pid);
-				int bad = foreign(path);
-				ptrace(PTRACE_DETACH, pid, 0, 0);
-				if (bad)
-					return 0;
-			}
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			if (traced(pid) && foreign(path))
+				return 0;
 		}
 		closedir(d);
 	}
@@ -221,6 +233,23 @@ static int memory(char **arg)
 	return won("all of it");
 }
 
+/* files DIRECTORY COUNT: so many empty files. */
+static int files(char **arg)
+{
+	char path[300];
+	int count = 0, wanted = atoi(arg[1]);
+
+	for (int fd; count < wanted; count++) {
+		snprintf(path, sizeof path, "%s/%d", arg[0], count);
+		fd = open(path, O_WRONLY | O_CREAT, 0600);
+		if (fd < 0)
+			break;
+		close(fd);
+	}
+	printf("%s: %d files\n", count < wanted ? "held" : "won", count);
+	return 0;
+}
+
 /* tick: set the length of the clock's tick, to what it is. */
 static int tick(char **arg)
 {
@@ -310,9 +339,9 @@ static const struct {
 	int (*run)(char **);
 	int least;
 } attacks[] = {
-	{ "call", call, 1 }, { "climb", climb, 1 }, { "swap", swap, 2 }, { "chase", chase, 3 }, { "spy", spy, 1 },
+	{ "call", call, 1 }, { "climb", climb, 0 }, { "swap", swap, 2 }, { "chase", chase, 4 }, { "spy", spy, 1 },
 	{ "overwrite", overwrite, 1 }, { "connections", connections, 2 }, { "forks", forks, 1 }, { "memory", memory, 1 },
-	{ "tick", tick, 0 }, { "frame", frame, 7 }, { "arp", arp, 4 }, { "hear", hear, 3 },
+	{ "tick", tick, 0 }, { "files", files, 2 }, { "frame", frame, 7 }, { "arp", arp, 4 }, { "hear", hear, 3 },
 };
 
 int main(int argc, char **argv)

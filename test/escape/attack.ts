@@ -33,6 +33,9 @@ export interface Attack {
   readonly only?: "host" | "machine";
 }
 
+/** The attempt itself shows both: that it fails, and that it does not where there is no limit. */
+export const SHOWN = "shown by the attempt";
+
 /** A container as an attacker may have made it. */
 export interface Guest {
   /** Of its image, and of its container. */
@@ -44,6 +47,8 @@ export interface Guest {
   /** After the root. */
   readonly mounts?: Mounts;
   readonly config?: Partial<IContainerConfig>;
+  /** A module of the test's own, on this host only. */
+  readonly extra?: Module;
   /** Its init; otherwise it sleeps. */
   readonly init?: readonly string[];
 }
@@ -58,14 +63,35 @@ export interface Ground {
   baited(): Promise<string[]>;
   /** Start a container; rejects with the sentence if it is refused. */
   start(guest: Guest): Promise<Inside>;
+  /** A GuestOS that this cmld has. */
+  readonly guestos: string;
   /** Ask cmld as its owner. */
   ask(
     command: ControllerToDaemon.Command,
     fields?: Partial<IControllerToDaemon>,
   ): Promise<DaemonToController>;
+  /** Where there is a core0. */
+  readonly core0?: Core0;
   /** Memory of cmld's own, in KiB. */
   memory(): Promise<number>;
+  /** For so many seconds a command in a container writes what its client does not read. */
+  flood(seconds: number): Promise<void>;
+  /** Descriptors of whoever serves the containers' sockets. */
+  descriptors(): Promise<number>;
+  /** Connections to the control socket, each with half a message. */
+  halfFrames(count: number): Promise<AsyncDisposable>;
+  /** The bytes of cmld's executable, in short. */
+  executable(): Promise<string>;
 }
+
+/** The control socket as core0 sees it. */
+export interface Core0 {
+  ask(command: ControllerToDaemon.Command, fields: Partial<IControllerToDaemon>): Promise<DaemonToController>;
+  /** Every file that cmld keeps, logs aside. */
+  files(): Promise<string[]>;
+}
+/** In a file below keys/, which nobody is ever told. */
+export const SECRET = "cml-test-secret";
 
 /** A running container. */
 export interface Inside {
@@ -87,8 +113,8 @@ export interface Weak {
   readonly modules?: (product: readonly Module[]) => readonly Module[];
   /** What becomes of the printed program of a start. */
   readonly program?: (ops: readonly Op[]) => readonly Op[];
-  /** … of `control run`. */
-  readonly exec?: (ops: readonly Op[]) => readonly Op[];
+  /** … of `control run`, in the container whose init is `pid`. */
+  readonly exec?: (ops: readonly Op[], pid: number, how: How) => readonly Op[];
 }
 
 /** Without some modules. */

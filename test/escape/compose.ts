@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { Container } from "../../src/cmld/container.ts";
 import { program as execProgram, type User } from "../../src/cmld/exec.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
-import type { Process, Start } from "../../src/cmld/module.ts";
+import type { Module, Process, Start } from "../../src/cmld/module.ts";
 import { childGroupOf } from "../../src/cmld/modules/cgroups.ts";
 import { program } from "../../src/cmld/program.ts";
 import { launch, reap } from "../../src/run/launch.ts";
@@ -38,12 +38,12 @@ export class Composed {
     private readonly weak: Weak,
   ) {}
 
-  static async begin(world: World, recipe: Recipe, weak: Weak): Promise<Composed> {
+  static async begin(world: World, recipe: Recipe, weak: Weak, extra?: Module): Promise<Composed> {
     const modules = weak.modules?.(product()) ?? product();
     const container = world.container(recipe);
     const { start: s, ledger } = await startOf(world, container);
     const said = new Said();
-    const all = [...modules, said.module];
+    const all = [...modules, ...(extra ? [extra] : []), said.module];
     try {
       for (const m of all) await m.prepare?.(s);
       mkdirSync(childGroupOf(s), { recursive: true }); // without the module that makes it
@@ -102,7 +102,7 @@ export class Composed {
     const child = launch(
       (report) => {
         const ops = execProgram(target, plan, to.n, report);
-        return this.weak.exec?.(ops) ?? ops;
+        return this.weak.exec?.(ops, this.process.pid, how) ?? ops;
       },
       0n,
       -1,

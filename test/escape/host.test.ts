@@ -2,6 +2,7 @@
 // the same parts, and it succeeds when the part is missing that holds it.
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
+import { SHOWN } from "./attack.ts";
 import { attacks, files } from "./attacks.ts";
 import { Host } from "./host.ts";
 
@@ -31,7 +32,7 @@ for (const attack of attacks.filter((a) => a.only !== "machine"))
 
 test("every attack is proven, but for the rows that cannot be", () => {
   const NOT_OURS = [2, 7, 17, 39];
-  const unproven = attacks.filter((a) => typeof a.proof === "string").map((a) => a.row);
+  const unproven = attacks.filter((a) => typeof a.proof === "string" && a.proof !== SHOWN).map((a) => a.row);
   expect(unproven.filter((row) => !NOT_OURS.includes(row))).toEqual([]);
 });
 

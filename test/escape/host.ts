@@ -1,5 +1,6 @@
 // This host as the place of attacks, in hosted mode: containers of the product's own modules, or, where an attack is to
 // be seen succeeding, ones composed without some of them.
+import { expect } from "bun:test";
 import { chmodSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import {
@@ -10,8 +11,8 @@ import {
 } from "../../proto/gen/proto.js";
 import { exec } from "../../src/cmld/exec.ts";
 import { Supervisor } from "../../src/cmld/modules/seccomp/supervisor.ts";
-import { Cmld } from "../host/daemon.ts";
-import { type Recipe, UID_START, World } from "../host/world.ts";
+import { Cmld, Command } from "../host/daemon.ts";
+import { product, type Recipe, UID_START, World } from "../host/world.ts";
 import {
   ATTACKER,
   type Attack,
@@ -68,6 +69,7 @@ export class Host implements AsyncDisposable {
       init,
       mounts: [root, ...(guest.mounts ?? [])],
       config: { name: guest.name, ...guest.config },
+      ...(guest.extra && { modules: [...product(), guest.extra] }),
     };
   }
 
@@ -77,11 +79,16 @@ export class Host implements AsyncDisposable {
       bait: this.bait,
       baited: () => this.baited(),
       start: (guest) => (weak ? this.#composed(guest, weak) : this.#start(guest)),
+      guestos: "busybox",
       ask: (command, fields) => this.#ask(command, fields),
       memory: async () => {
         const rss = readFileSync(`/proc/${(await this.#daemon()).pid}/status`, "utf8");
         return Number(/^RssAnon:\s+(\d+)/m.exec(rss)![1]);
       },
+      descriptors: async () => readdirSync("/proc/self/fd").length,
+      halfFrames: (count) => this.#halfFrames(count),
+      flood: (seconds) => this.#flood(seconds),
+      executable: async () => Bun.hash(await Bun.file(process.execPath).bytes()).toString(16),
     };
   }
 
@@ -121,7 +128,7 @@ export class Host implements AsyncDisposable {
   }
 
   async #composed(guest: Guest, weak: Weak): Promise<Inside> {
-    const c = await Composed.begin(this.world, this.recipe(guest), weak);
+    const c = await Composed.begin(this.world, this.recipe(guest), weak, guest.extra);
     return {
       run: async (script, how = {}) => {
         try {
@@ -140,11 +147,40 @@ export class Host implements AsyncDisposable {
     const init = ["/bin/sh", "-c", path + PRELUDE + attack.attempt];
     let c: Composed;
     try {
-      c = await Composed.begin(this.world, this.recipe(attack.guest ?? ATTACKER, init), weak);
+      c = await Composed.begin(
+        this.world,
+        this.recipe(attack.guest ?? ATTACKER, init),
+        weak,
+        attack.guest?.extra,
+      );
     } catch (e) {
       return `held: refused: ${e instanceof Error ? e.message : e}`;
     }
     return verdict(await c.text());
+  }
+
+  async #halfFrames(count: number): Promise<AsyncDisposable> {
+    const cmld = await this.#daemon();
+    const clients = await Promise.all(Array.from({ length: count }, () => cmld.client()));
+    for (const { socket } of clients) socket.write(Buffer.alloc(2));
+    return {
+      async [Symbol.asyncDispose]() {
+        for (const client of clients) client[Symbol.dispose]();
+      },
+    };
+  }
+
+  async #flood(seconds: number): Promise<void> {
+    const cmld = await this.#daemon();
+    using client = await cmld.client();
+    const container_uuids = [await cmld.create("flood")];
+    expect(await client.say(Command.CONTAINER_START, { container_uuids })).toBe("CONTAINER_START_OK");
+    using deaf = await cmld.client();
+    deaf.send(Command.CONTAINER_EXEC_CMD, { container_uuids, exec_command: "yes", exec_pty: false });
+    await deaf.next();
+    deaf.socket.pause();
+    await Bun.sleep(seconds * 1000); // nothing may come of it
+    expect(await client.say(Command.REMOVE_CONTAINER, { container_uuids })).toBe("CMD_OK");
   }
 
   async #daemon(): Promise<Cmld> {

@@ -1,6 +1,6 @@
 // The machine as the place of attacks: the product's ramdisk in QEMU, with a GuestOS and a container for each guest that
 // an attack names. One machine serves all of them.
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { disk } from "../../initramfs/image.ts";
@@ -13,6 +13,7 @@ import {
 } from "../../proto/gen/proto.js";
 import { build, HARDWARE } from "../../src/guestos/image.ts";
 import { frame, Unframer } from "../../src/lib/frame.ts";
+import { C0 } from "../../src/lib/uuid.ts";
 import { Vm } from "../machine/qemu.ts";
 import {
   ATTACKER,
@@ -22,12 +23,15 @@ import {
   type How,
   type Inside,
   PRELUDE,
+  SECRET,
   verdict,
 } from "./attack.ts";
 import { fill } from "./guest.ts";
 
 const BAIT = "/data/bait";
 const CONTROL_SOCKET = "/run/socket/cml-control";
+/** What cmld keeps. */
+const KEPT = ["", "containers", "operatingsystems", "keys", "tokens", "shared"].map((d) => `/data/cml/${d}`);
 const DISK_MIB = 512;
 const IDLE = ["/bin/sleep", "1000000"];
 
@@ -59,6 +63,7 @@ export class Machine implements AsyncDisposable {
         guests: ["core0-1", ...guests.map(({ name }) => `${name}-1`)],
         containers: [CORE0, ...containers],
       });
+      writeFileSync(join(data, "cml/keys/secret"), SECRET);
       mkdirSync(join(data, "bait"));
       chmodSync(join(data, "bait"), 0o777);
       const file = join(folder, "disk.img");
@@ -93,12 +98,50 @@ export class Machine implements AsyncDisposable {
     bait: BAIT,
     baited: () => this.vm.ask("list", { path: BAIT }),
     start: (guest) => this.#start(guest),
+    guestos: ATTACKER.name,
     ask: (command, fields) => this.ask(CONTROL_SOCKET, command, fields),
     memory: async () => {
       const status = await this.vm.ask("read", { path: `/proc/${this.#cmld}/status` });
       return Number(/^RssAnon:\s+(\d+)/m.exec(status)![1]);
     },
+    core0: {
+      ask: async (command, fields) => this.ask(await this.#core0(), command, fields),
+      files: async () => (await Promise.all(KEPT.map((path) => this.vm.ask("list", { path })))).flat(),
+    },
+    descriptors: async () => (await this.vm.ask("list", { path: `/proc/${this.#cmld}/fd` })).length,
+    halfFrames: (count) => this.#halfFrames(count),
+    flood: (seconds) => this.#flood(seconds),
+    executable: () => this.vm.ask("hash", { path: `/proc/${this.#cmld}/exe` }),
   };
+
+  /** core0's socket, as core0's init sees it. */
+  async #core0(): Promise<string> {
+    const path = `/sys/fs/cgroup/cml/containers/${C0}/child/cgroup.procs`;
+    const pid = (await this.vm.ask("read", { path })).split("\n")[0];
+    return `/proc/${pid}/root${CONTROL_SOCKET}`;
+  }
+
+  /** By core0's client, whose output nobody reads. */
+  async #flood(seconds: number): Promise<void> {
+    const c = await this.#start(ATTACKER);
+    await this.control(
+      "run",
+      "--no-tty",
+      "core0",
+      "sh",
+      "-c",
+      `control run --no-tty ${ATTACKER.name} yes | sleep ${seconds}`,
+    );
+    await c.end();
+  }
+
+  /** They are there until the agent's patience ends. */
+  async #halfFrames(count: number): Promise<AsyncDisposable> {
+    const send = Buffer.alloc(2).toString("base64");
+    for (let i = 0; i < count; i++)
+      void this.vm.ask("exchange", { socket: CONTROL_SOCKET, send, frames: 1 }).catch(() => {}); // the machine ends
+    return { async [Symbol.asyncDispose]() {} };
+  }
 
   async #start(guest: Guest): Promise<Inside> {
     const { status, text } = await this.control("start", guest.name);
@@ -106,8 +149,8 @@ export class Machine implements AsyncDisposable {
     return {
       run: async (script, how = {}) => (await this.control(...words(guest, script, how))).text,
       end: async () => {
-        await this.control("stop", guest.name);
-        await this.vm.sees(`${guest.name}: SHUTDOWN → STOPPED`);
+        const { status } = await this.control("stop", guest.name);
+        if (status === 0) await this.vm.sees(`${guest.name}: SHUTDOWN → STOPPED`);
       },
     };
   }

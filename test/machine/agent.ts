@@ -22,6 +22,7 @@ export interface Calls {
   list: { ask: { path: string }; answer: string[] };
   write: { ask: { path: string; text: string }; answer: null };
   stat: { ask: { path: string }; answer: { size: number; mode: number; uid: number; mtimeMs: number } };
+  hash: { ask: { path: string }; answer: string };
   kill: { ask: { pid: number; signal: string }; answer: null };
   /** What the kernel has said so far. */
   kernel: { ask: object; answer: { seconds: number; text: string }[] };
@@ -50,6 +51,8 @@ async function answer(r: Request): Promise<unknown> {
       const { size, mode, uid, mtimeMs } = statSync(r.path);
       return { size, mode, uid, mtimeMs };
     }
+    case "hash":
+      return Bun.hash(readFileSync(r.path)).toString(16);
     case "kill":
       process.kill(r.pid, r.signal as NodeJS.Signals);
       return null;

@@ -452,7 +452,7 @@ function made(path: string, last: "directory" | "file"): Op[] {
 }
 
 /** Attach a mount to a file or directory that may be a link. `make`: what to make if there is nothing. */
-const place = (path: string, from: Reg | number, make?: "directory" | "file"): Op[] => [
+export const place = (path: string, from: Reg | number, make?: "directory" | "file"): Op[] => [
   ...(make ? made(path, make) : []),
   inside(path, 0, LINKED),
   sys.moveMount(from, TARGET, ""),
