@@ -27,6 +27,8 @@ export interface Attack {
   readonly row: number;
   readonly name: string;
   readonly guest?: Guest;
+  /** Others that the attempt starts. */
+  readonly guests?: readonly Guest[];
   readonly attempt: string | ((g: Ground) => Promise<string>);
   readonly proof: Weak | ((w: World) => Promise<string>) | string;
   /** Absent: both. */
@@ -61,7 +63,7 @@ export interface Ground {
   readonly bait: string;
   /** What is in it. */
   baited(): Promise<string[]>;
-  /** Start a container; rejects with the sentence if it is refused. */
+  /** Start a container; rejects with Refused if cmld refuses. */
   start(guest: Guest): Promise<Inside>;
   /** A GuestOS that this cmld has. */
   readonly guestos: string;
@@ -146,13 +148,22 @@ export function verdict(said: string): string {
   return last;
 }
 
+/** The start of a container was refused, and why. */
+export class Refused extends Error {}
+
+/** A start that is refused has held; anything else is a broken test. */
+export function refusal(e: unknown): string {
+  if (e instanceof Refused) return `held: refused: ${e.message}`;
+  throw e;
+}
+
 /** Start one, run one script in it, end it; a start that is refused has held. */
 export async function inside(g: Ground, guest: Guest, script: string, how: How = {}): Promise<string> {
   let c: Inside;
   try {
     c = await g.start(guest);
   } catch (e) {
-    return `held: refused: ${e instanceof Error ? e.message : e}`;
+    return refusal(e);
   }
   try {
     return verdict(await c.run(PRELUDE + script, how));

@@ -1,7 +1,7 @@
 // Every attack, by the file of attacks/ that it is in.
 import type { Attack } from "./attack.ts";
 import { configuration } from "./attacks/configuration.ts";
-import { hotplug } from "./attacks/hotplug.ts";
+import { devices as hotplug } from "./attacks/hotplug.ts";
 import { images } from "./attacks/images.ts";
 import { kernel } from "./attacks/kernel.ts";
 import { networks } from "./attacks/network.ts";

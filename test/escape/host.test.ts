@@ -32,7 +32,10 @@ for (const attack of attacks.filter((a) => a.only !== "machine"))
 
 test("every attack is proven, but for the rows that cannot be", () => {
   const NOT_OURS = [2, 7, 17, 39];
-  const unproven = attacks.filter((a) => typeof a.proof === "string" && a.proof !== SHOWN).map((a) => a.row);
+  const elsewhere = (proof: string) => proof === SHOWN || proof.includes("test/"); // the name of another test
+  const unproven = attacks
+    .filter((a) => typeof a.proof === "string" && !elsewhere(a.proof))
+    .map((a) => a.row);
   expect(unproven.filter((row) => !NOT_OURS.includes(row))).toEqual([]);
 });
 

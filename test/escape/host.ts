@@ -11,6 +11,7 @@ import {
 } from "../../proto/gen/proto.js";
 import { exec } from "../../src/cmld/exec.ts";
 import { Supervisor } from "../../src/cmld/modules/seccomp/supervisor.ts";
+import { chain } from "../../src/sys/error.ts";
 import { Cmld, Command } from "../host/daemon.ts";
 import { product, type Recipe, UID_START, World } from "../host/world.ts";
 import {
@@ -20,6 +21,8 @@ import {
   type Guest,
   type Inside,
   PRELUDE,
+  Refused,
+  refusal,
   verdict,
   type Weak,
 } from "./attack.ts";
@@ -94,7 +97,11 @@ export class Host implements AsyncDisposable {
 
   async #start(guest: Guest): Promise<Inside> {
     const c = this.world.container(this.recipe(guest));
-    await c.start({ setup: false });
+    try {
+      await c.start({ setup: false });
+    } catch (e) {
+      throw new Refused(chain(e));
+    }
     return {
       run: (script, how = {}) =>
         new Promise((resolve) => {
@@ -128,7 +135,7 @@ export class Host implements AsyncDisposable {
   }
 
   async #composed(guest: Guest, weak: Weak): Promise<Inside> {
-    const c = await Composed.begin(this.world, this.recipe(guest), weak, guest.extra);
+    const c = await this.#begin(guest, this.recipe(guest), weak);
     return {
       run: async (script, how = {}) => {
         try {
@@ -141,20 +148,24 @@ export class Host implements AsyncDisposable {
     };
   }
 
+  async #begin(guest: Guest, recipe: Recipe, weak: Weak): Promise<Composed> {
+    try {
+      return await Composed.begin(this.world, recipe, weak, guest.extra);
+    } catch (e) {
+      throw new Refused(chain(e));
+    }
+  }
+
   /** A script as the container's init. */
   async #init(attack: Attack, weak: Weak): Promise<string> {
     const path = `PATH=$PATH:/usr/bin:/usr/sbin:${dirname(PROGRAM)}\n`; // for root of the host
     const init = ["/bin/sh", "-c", path + PRELUDE + attack.attempt];
+    const { guest = ATTACKER } = attack;
     let c: Composed;
     try {
-      c = await Composed.begin(
-        this.world,
-        this.recipe(attack.guest ?? ATTACKER, init),
-        weak,
-        attack.guest?.extra,
-      );
+      c = await this.#begin(guest, this.recipe(guest, init), weak);
     } catch (e) {
-      return `held: refused: ${e instanceof Error ? e.message : e}`;
+      return refusal(e);
     }
     return verdict(await c.text());
   }
@@ -205,7 +216,7 @@ export class Host implements AsyncDisposable {
     try {
       c = await ground.start(guest);
     } catch (e) {
-      return `held: refused: ${e instanceof Error ? e.message : e}`;
+      return refusal(e);
     }
     try {
       return verdict(await c.run(PRELUDE + attempt));

@@ -9,7 +9,9 @@ const here = attacks.filter((a) => a.only !== "host");
 
 let machine: Machine;
 beforeAll(async () => {
-  const guests = new Map([ATTACKER, ...here.flatMap((a) => a.guest ?? [])].map((g) => [g.name, g]));
+  const guests = new Map(
+    [ATTACKER, ...here.flatMap((a) => [a.guest ?? [], a.guests ?? []].flat())].map((g) => [g.name, g]),
+  );
   machine = await Machine.boot([...guests.values()]);
 }, BOOT_MS);
 afterAll(async () => await machine?.[Symbol.asyncDispose]());

@@ -23,6 +23,8 @@ import {
   type How,
   type Inside,
   PRELUDE,
+  Refused,
+  refusal,
   SECRET,
   verdict,
 } from "./attack.ts";
@@ -145,7 +147,9 @@ export class Machine implements AsyncDisposable {
 
   async #start(guest: Guest): Promise<Inside> {
     const { status, text } = await this.control("start", guest.name);
-    if (status !== 0) throw new Error(text.trim());
+    if (status !== 0 && (!text.includes("CONTAINER_START") || text.includes("EEXIST")))
+      throw new Error(`${guest.name}: ${text}`); // it is not there, or runs already
+    if (status !== 0) throw new Refused(text.trim());
     return {
       run: async (script, how = {}) => (await this.control(...words(guest, script, how))).text,
       end: async () => {
@@ -171,7 +175,11 @@ export class Machine implements AsyncDisposable {
   /** How an attack ends here. */
   async held(attack: Attack): Promise<string> {
     const { attempt, guest = ATTACKER } = attack;
-    if (typeof attempt === "function") return verdict(await attempt(this.ground));
+    if (typeof attempt === "function") {
+      await this.#attacker?.end(); // it may be started by the attempt
+      this.#attacker = undefined;
+      return verdict(await attempt(this.ground));
+    }
     if (guest === ATTACKER) {
       // Its container stays up from one attack to the next.
       this.#attacker ??= await this.#start(guest);
@@ -181,7 +189,7 @@ export class Machine implements AsyncDisposable {
     try {
       c = await this.#start(guest);
     } catch (e) {
-      return `held: refused: ${e instanceof Error ? e.message : e}`;
+      return refusal(e);
     }
     try {
       return verdict(await c.run(PRELUDE + attempt));

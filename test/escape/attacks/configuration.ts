@@ -270,6 +270,7 @@ export const configuration: readonly Attack[] = [
   {
     row: 39,
     name: "what makes a runtime load other code, in files and environment of a container",
+    guest: loaders,
     attempt: async (g) => {
       const end = await inside(g, loaders, "held ran", { cwd: "/tmp" });
       const found = await g.baited();

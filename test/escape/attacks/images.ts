@@ -65,6 +65,10 @@ const dataLink = (name: string, target: (bait: string) => string): Guest => ({
 });
 const upwards = (bait: string): string => `${"../".repeat(12)}${bait.slice(1)}`;
 
+const linkedData = dataLink("linked-data", (bait) => bait);
+const linkedUp = dataLink("linked-up", upwards);
+const linkedDots = dataLink("linked-dots", (bait) => `bin/${upwards(bait)}`);
+
 const fakeProc: Guest = {
   name: "fake-proc",
   writable: true,
@@ -117,19 +121,22 @@ export const images: readonly Attack[] = [
   {
     row: 4,
     name: "a mount point that is a link to a path of the host",
-    attempt: baiting(dataLink("linked-data", (bait) => bait)),
+    guest: linkedData,
+    attempt: baiting(linkedData),
     proof: naive,
   },
   {
     row: 4,
     name: "a mount point that is a link upwards",
-    attempt: baiting(dataLink("linked-up", upwards)),
+    guest: linkedUp,
+    attempt: baiting(linkedUp),
     proof: naive,
   },
   {
     row: 4,
     name: "a mount point that is a link through a directory and upwards",
-    attempt: baiting(dataLink("linked-dots", (bait) => `bin/${upwards(bait)}`)),
+    guest: linkedDots,
+    attempt: baiting(linkedDots),
     proof: naive,
   },
   {
@@ -149,6 +156,7 @@ export const images: readonly Attack[] = [
   {
     row: 13,
     name: "the folder of the helper, which is brought by cmld, is a link",
+    guest: sbin,
     attempt: baiting(sbin),
     proof: naive,
   },
@@ -171,6 +179,7 @@ export const images: readonly Attack[] = [
   {
     row: 18,
     name: "/etc/hosts, which the helper writes, is a link",
+    guest: hosts,
     attempt: baiting(
       hosts,
       `for i in $(seq 100); do grep -q nameserver /etc/resolv.conf && held "the helper has written"; sleep 0.1; done`,

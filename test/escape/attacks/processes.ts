@@ -14,7 +14,16 @@ import {
 import { EBADF, ENOENT } from "../../../src/sys/error.ts";
 import { type Op, Reg, show } from "../../../src/sys/op.ts";
 import { UID_START, type World } from "../../host/world.ts";
-import { ATTACKER, type Attack, type Ground, type Inside, PRELUDE, verdict, without } from "../attack.ts";
+import {
+  ATTACKER,
+  type Attack,
+  type Ground,
+  type Guest,
+  type Inside,
+  PRELUDE,
+  verdict,
+  without,
+} from "../attack.ts";
 import { pause } from "../weak.ts";
 
 const PR_SET_DUMPABLE = 4; // linux/prctl.h
@@ -34,6 +43,32 @@ const LEAKED = 500;
 async function started(g: Ground, act: (c: Inside) => Promise<string>): Promise<string> {
   const c = await g.start(ATTACKER);
   try {
+    return await act(c);
+  } finally {
+    await c.end();
+  }
+}
+
+/** A container whose init has done something before it sleeps. */
+const preparing = (name: string, script: string): Guest => ({
+  name,
+  writable: true,
+  init: ["/bin/sh", "-c", `${script}; touch /tmp/ready; exec sleep 1000000`],
+});
+const ownProc = preparing(
+  "own-proc",
+  "mount -t tmpfs none /proc; mkdir /proc/self; : > /proc/self/oom_score_adj",
+);
+const swappedTerminals = preparing(
+  "swapped-terminals",
+  `mkdir /tmp/pts; mount --bind /dev/pts /tmp/pts; mount -t tmpfs none /dev/pts; touch /dev/pts/ptmx;
+   mount --bind /tmp/pts/ptmx /dev/pts/ptmx; for i in 0 1 2 3; do touch /dev/pts/$i; done`,
+);
+
+async function prepared(g: Ground, guest: Guest, act: (c: Inside) => Promise<string>): Promise<string> {
+  const c = await g.start(guest);
+  try {
+    await c.run("until [ -e /tmp/ready ]; do sleep 0.1; done");
     return await act(c);
   } finally {
     await c.end();
@@ -88,7 +123,7 @@ async function keepsEverything(world: World): Promise<string> {
     pidfd,
     cgroup: `${c.group}/child`,
     uidStart: UID_START,
-    allowSystemTime: false,
+    grant: { time: false, modules: false },
   };
   const session = exec(
     target,
@@ -200,11 +235,9 @@ export const processes: readonly Attack[] = [
   {
     row: 15,
     name: "terminals swapped for files before `control run` opens its own",
+    guest: swappedTerminals,
     attempt: (g) =>
-      started(g, async (c) => {
-        await c.run(`
-          mkdir /tmp/pts; mount --bind /dev/pts /tmp/pts; mount -t tmpfs none /dev/pts; touch /dev/pts/ptmx
-          mount --bind /tmp/pts/ptmx /dev/pts/ptmx; for i in 0 1 2 3; do touch /dev/pts/$i; done`);
+      prepared(g, swappedTerminals, async (c) => {
         await c.run("echo words", { pty: true });
         const said = await c.run("cat /dev/pts/0 /dev/pts/1 /dev/pts/2 /dev/pts/3");
         return said.includes("words") ? "won: it wrote to a file" : "held: its terminal is its own";
@@ -222,9 +255,9 @@ export const processes: readonly Attack[] = [
   {
     row: 16,
     name: "a /proc of the container's making, where `control run` writes to its own",
+    guest: ownProc,
     attempt: (g) =>
-      started(g, async (c) => {
-        await c.run("mount -t tmpfs none /proc; mkdir /proc/self; : > /proc/self/oom_score_adj");
+      prepared(g, ownProc, async (c) => {
         await c.run("true");
         const said = await c.run("cat /proc/self/oom_score_adj");
         return said.trim() === "" ? "held: nothing was written" : `won: ${said.trim()}`;

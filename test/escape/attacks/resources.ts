@@ -99,6 +99,7 @@ export const resources: readonly Attack[] = [
   {
     row: 30,
     name: "more processes than its limit",
+    guests: [BOUNDED],
     attempt: bounded("attack forks 300"),
     proof: SHOWN,
     only: "machine",
@@ -106,6 +107,7 @@ export const resources: readonly Attack[] = [
   {
     row: 30,
     name: "more memory than its limit",
+    guests: [BOUNDED],
     attempt: bounded("attack memory 128"),
     proof: SHOWN,
     only: "machine",
@@ -113,6 +115,7 @@ export const resources: readonly Attack[] = [
   {
     row: 30,
     name: "a fork bomb: cmld answers, and another container runs commands",
+    guests: [BOUNDED, OTHER],
     attempt: async (g) => {
       const c = await g.start(BOUNDED);
       const other = await g.start(OTHER);
@@ -149,6 +152,7 @@ export const resources: readonly Attack[] = [
   {
     row: 31,
     name: "1000 connections with half a message each on the socket of its helper",
+    guests: [OTHER],
     attempt: async (g) => {
       const [c, other] = [await g.start(ATTACKER), await g.start(OTHER)];
       try {
