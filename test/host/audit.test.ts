@@ -2,7 +2,7 @@
 // records, through its own socket, and only they go when it says so.
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import {
@@ -294,3 +294,53 @@ test("a container's service is told, asks, gets record by record, and nobody els
   expect(await service.hears()).toBe("AUDIT_RECORD container-start-already-running");
   expect((await audit(c, uuid)).map(name)).toEqual(["container-start-already-running"]);
 });
+
+test("fuzz: whatever a container says on its service socket, others get their records, and no connection stays", async () => {
+  const uuid = await cmld.create("noisy");
+  using c = await cmld.client();
+  expect(await c.say(Command.CONTAINER_START, { container_uuids: [uuid] })).toBe("CONTAINER_START_OK");
+  let seed = SEED;
+  const random = (below: number) => {
+    seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0; // as C's rand() of old
+    return Math.floor((seed / 2 ** 32) * below);
+  };
+  const noise = (n: number) => Buffer.from(Uint8Array.from({ length: n }, () => random(256)));
+  const header = (n: number) => Buffer.from([n >>> 24, n >>> 16, n >>> 8, n].map((b) => b & 255));
+  const ack = (hash: string) =>
+    Buffer.from(
+      frame(ServiceToCmldMessage.encode({ code: ServiceToCmldMessage.Code.AUDIT_ACK, audit_ack: hash })),
+    );
+  const inputs: (() => Buffer)[] = [
+    () => noise(random(64)),
+    () => Buffer.concat([header(0xffff_ffff), noise(10)]),
+    () => Buffer.concat([header(20), noise(random(20))]), // cut
+    () => Buffer.from(frame(noise(random(40)))),
+    () => ack(noise(random(300)).toString("latin1").replaceAll("\0", "x")),
+    () => Buffer.concat(Array(20).fill(ack("0".repeat(128)))), // and hang up without reading
+    () => ack("0".repeat(128)).subarray(0, 1 + random(130)),
+    () => Buffer.from(frame(Uint8Array.from([0x08, random(40)]))),
+    () => Buffer.from(frame(Uint8Array.from([0x08, 0x15, 0x8a, 0x01, 0x02, 0xc3, 0x28]))), // not UTF-8
+  ];
+  const connections = () => readdirSync(`/proc/${cmld.pid}/fd`).length;
+  using healthy = await Service.of(uuid);
+  const path = `/proc/${processOf(uuid)}/root/run/socket/cml-service`;
+  const some = async (n: number) => {
+    for (let i = 0; i < n; i++) {
+      const socket = connect({ path });
+      socket.on("error", () => {});
+      socket.on("data", () => {});
+      socket.end(inputs[i % inputs.length]!());
+      await new Promise<void>((resolve) => socket.on("close", () => resolve()));
+      if (i % 10 > 0) continue;
+      healthy.acknowledge("f".repeat(128)); // of nothing: the first again
+      expect(await healthy.hears()).toBe("AUDIT_RECORD container-create");
+    }
+  };
+  const n = Math.min(counts.fuzzInputs / 50, 600);
+  await some(n);
+  const before = connections();
+  await some(n);
+  for (const end = performance.now() + counts.fuzzSeconds * 1000; performance.now() < end; ) await some(100);
+  await until(() => connections() <= before);
+  expect((await audit(c, uuid)).map(name).slice(0, 2)).toEqual(["container-create", "container-start"]);
+}, 120_000);
