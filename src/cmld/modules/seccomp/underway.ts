@@ -2,13 +2,14 @@
 // ends between would leave its caller waiting for ever. Each has a place of a fixed size: which listener, the
 // notification as it came, whether what was asked for is done. The child that does it notes so itself: it goes on when
 // cmld ends.
-import { closeSync, mkdirSync, openSync, readSync, writeSync } from "node:fs";
+import { closeSync, constants, existsSync, mkdirSync, openSync, readSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
 import { pwrite64 } from "../../../sys/calls.ts";
 import { mem } from "../../../sys/mem.ts";
 import { NOTIFICATION } from "../../../sys/notify.ts";
 import type { Op } from "../../../sys/op.ts";
 
+const { O_CREAT, O_RDWR } = constants;
 const PLACE = 128;
 const [STATE, LISTENER, CALL] = [0, 4, 8];
 const [FREE, RECEIVED, DONE] = [0, 1, 2];
@@ -24,28 +25,32 @@ const done = mem(4);
 done[0] = DONE;
 
 export class UnderWay implements Disposable {
-  #file: number;
+  #file = -1;
   readonly #used: boolean[];
 
-  constructor(path: string, places: number) {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-    this.#file = openSync(path, "a+", 0o600);
-    closeSync(this.#file);
-    this.#file = openSync(path, "r+");
+  constructor(
+    readonly path: string,
+    places: number,
+  ) {
     this.#used = Array.from({ length: places }, () => false);
   }
 
-  /** For a child that is to write done(). */
+  /** The file, made by the first call: most containers make none. For a child that is to write done(). */
   get descriptor(): number {
+    if (this.#file < 0) {
+      mkdirSync(dirname(this.path), { recursive: true, mode: 0o700 });
+      this.#file = openSync(this.path, O_RDWR | O_CREAT, 0o600);
+    }
     return this.#file;
   }
 
   /** What an earlier cmld has left, by place. */
   left(): Found[] {
     const found: Found[] = [];
+    if (!existsSync(this.path)) return found;
     for (let place = 0; place < this.#used.length; place++) {
       const bytes = new Uint8Array(new ArrayBuffer(PLACE));
-      if (readSync(this.#file, bytes, 0, PLACE, place * PLACE) < CALL + NOTIFICATION) continue;
+      if (readSync(this.descriptor, bytes, 0, PLACE, place * PLACE) < CALL + NOTIFICATION) continue;
       const view = new DataView(bytes.buffer);
       const state = view.getUint32(STATE, true);
       if (state === FREE) continue;
@@ -65,17 +70,17 @@ export class UnderWay implements Disposable {
     view.setUint32(STATE, RECEIVED, true);
     view.setUint32(LISTENER, listener, true);
     bytes.set(notification, CALL);
-    writeSync(this.#file, bytes, 0, PLACE, place * PLACE);
+    writeSync(this.descriptor, bytes, 0, PLACE, place * PLACE);
     return place;
   }
 
   /** In a child: from here on it is done. */
   done(place: number): Op {
-    return pwrite64(this.#file, done, place * PLACE + STATE);
+    return pwrite64(this.descriptor, done, place * PLACE + STATE);
   }
 
   answered(place: number): void {
-    writeSync(this.#file, new Uint8Array(4), 0, 4, place * PLACE + STATE);
+    writeSync(this.descriptor, new Uint8Array(4), 0, 4, place * PLACE + STATE);
     this.#used[place] = false;
   }
 
