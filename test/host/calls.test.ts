@@ -6,7 +6,10 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { Container } from "../../src/cmld/container.ts";
 import { exec } from "../../src/cmld/exec.ts";
-import { Supervisor } from "../../src/cmld/modules/seccomp/supervisor.ts";
+import type { Module } from "../../src/cmld/module.ts";
+import { namespaceOf } from "../../src/cmld/modules/seccomp/caller.ts";
+import { Channel, Supervisor } from "../../src/cmld/modules/seccomp/supervisor.ts";
+import { filterOps } from "../../src/cmld/modules/seccomp.ts";
 import { Store } from "../../src/init/store.ts";
 import { AF_UNIX, bindUnix, listen, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../../src/sys/calls.ts";
 import { Fd } from "../../src/sys/fd.ts";
@@ -15,7 +18,7 @@ import { now } from "../../src/sys/now.ts";
 import { NR } from "../../src/sys/numbers.ts";
 import { counts } from "../counts.ts";
 import { Cmld, Command } from "./daemon.ts";
-import { busyboxRoot, UID_START, World } from "./world.ts";
+import { busyboxRoot, product, UID_START, World } from "./world.ts";
 
 /** Programs of test/escape; the Makefile makes them. */
 const PROGRAMS = ["attack", "storm"];
@@ -206,6 +209,55 @@ test("a nested user namespace gains nothing (R1), nor does who joins the mounts 
     ["finit_module", "0 =x 0"],
   ] as const)
     expect([name, await run(inside(call(name, args)))]).toEqual([name, ["EPERM"]]);
+});
+
+test("what only some configurations get: the memory that a limit leaves, the clock's adjustment", async () => {
+  const group = mkdtempSync(join(tmpdir(), "group-")); // this host may have no such controllers
+  const limit = { "memory.max": 64 << 20, "memory.current": 16 << 20, "pids.current": 7 };
+  for (const [file, value] of Object.entries(limit)) writeFileSync(join(group, file), `${value}\n`);
+  const supervision = { time: true, modules: false, memory: true };
+  const channel = new Channel();
+  let supervisor: Supervisor;
+  const more: Module = {
+    name: "seccomp",
+    last: () => filterOps(supervision, channel.ends),
+    ready(s, { pid }) {
+      const contained = {
+        name: s.name,
+        uidStart: s.uidStart,
+        namespace: namespaceOf(pid),
+        group,
+        modules: [],
+        access: () => 0,
+        log: s.log,
+      };
+      supervisor = s.owned.use(new Supervisor(s.uuid, supervision, contained, s, join(group, "calls")));
+      supervisor.keep(channel);
+    },
+    started: () => void supervisor.take(channel),
+  };
+  const { said } = await world.sh(
+    `busybox free -k | busybox awk '/^Mem/ { print substr($2, 1, 5) }'; busybox uptime | busybox cut -c10-22
+     busybox adjtimex -t 10000 | busybox grep -c tick
+     busybox unshare -U -r busybox adjtimex -t 10000 2>&1
+     ${call("clock_settime", "0 1")}; ${call("clock_settime", "1 @")}; ${call("settimeofday", "1 0")}`,
+    {
+      mounts: [{ mount_point: "/", image_file: "programs" }],
+      modules: product().map((m) => (m.name === "seccomp" ? more : m)),
+      config: { allow_system_time: true },
+    },
+  );
+  // The tick is the one that every kernel begins with: nothing changes on the host.
+  expect(said.split("\n")).toEqual([
+    String(64 << 10),
+    " up 0 min,  0",
+    "1",
+    "adjtimex: (null): Operation not permitted",
+    "EFAULT",
+    "EINVAL",
+    "EFAULT",
+  ]);
+  rmSync(group, { recursive: true });
 });
 
 test("fuzz: notifications with arguments by chance", async () => {
