@@ -111,7 +111,6 @@ export class Machine implements AsyncDisposable {
       files: async () => (await Promise.all(KEPT.map((path) => this.vm.ask("list", { path })))).flat(),
     },
     descriptors: async () => (await this.vm.ask("list", { path: `/proc/${this.#cmld}/fd` })).length,
-    halfFrames: (count) => this.#halfFrames(count),
     flood: (seconds) => this.#flood(seconds),
     executable: () => this.vm.ask("hash", { path: `/proc/${this.#cmld}/exe` }),
   };
@@ -137,21 +136,16 @@ export class Machine implements AsyncDisposable {
     await c.end();
   }
 
-  /** They are there until the agent's patience ends. */
-  async #halfFrames(count: number): Promise<AsyncDisposable> {
-    const send = Buffer.alloc(2).toString("base64");
-    for (let i = 0; i < count; i++)
-      void this.vm.ask("exchange", { socket: CONTROL_SOCKET, send, frames: 1 }).catch(() => {}); // the machine ends
-    return { async [Symbol.asyncDispose]() {} };
-  }
-
   async #start(guest: Guest): Promise<Inside> {
     const { status, text } = await this.control("start", guest.name);
     if (status !== 0 && (!text.includes("CONTAINER_START") || text.includes("EEXIST")))
       throw new Error(`${guest.name}: ${text}`); // it is not there, or runs already
-    if (status !== 0) throw new Refused(text.trim());
+    if (status !== 0) throw new Refused(text.trim().replace(/\s+/g, " "));
     return {
-      run: async (script, how = {}) => (await this.control(...words(guest, script, how))).text,
+      run: async (script, how = {}) => {
+        const { text } = await this.control(...words(guest, script, how));
+        return /^control: run \S+: child: /.test(text) ? `held: refused: ${text}` : text;
+      },
       end: async () => {
         const { status } = await this.control("stop", guest.name);
         if (status === 0) await this.vm.sees(`${guest.name}: SHUTDOWN → STOPPED`);
