@@ -11,8 +11,9 @@ import {
   writeFileSync,
 } from "node:fs";
 import { cpio, type Entry } from "./cpio.ts";
-import { inputs, lists, machineModules, ramdisk, runtime } from "./manifest.ts";
+import { inputs, lists, machineModules, ramdisk, runtime, UNPACKED } from "./manifest.ts";
 import { modulesAlias, modulesDep } from "./modules.ts";
+import { unpacked } from "./packages.ts";
 
 const OUT = "out";
 
@@ -86,6 +87,7 @@ if (process.argv.includes("--test")) {
   writeFileSync(`${from.generated}/modules.dep`, modulesDep(modules));
   writeFileSync(`${from.generated}/modules.alias`, modulesAlias(modules));
   for (const [name, text] of Object.entries(lists())) writeFileSync(`${from.generated}/${name}`, text);
+  unpacked(UNPACKED, from.packages);
   const inside = runtime(from);
   stage(inside, `${OUT}/runtime`);
   rmSync(image, { force: true });

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync, realpathSync, writeFileSync } fr
 import { basename, dirname, join } from "node:path";
 import type { Entry } from "./cpio.ts";
 import { inputs, ramdisk, runtime } from "./manifest.ts";
-import { command, licence, type Package } from "./packages.ts";
+import { command, described, licence, type Package } from "./packages.ts";
 
 const OUT = "out";
 
@@ -98,6 +98,10 @@ export function rows(): Row[] {
     if (e.kind !== "file") return [OURS];
     if (e.from === from.cml) return inExecutable;
     if (e.from.startsWith(from.modules)) return [kernel];
+    if (e.from.startsWith(`${from.packages}/`)) {
+      const name = e.from.slice(from.packages.length + 1).split("/")[0]!;
+      return [described(name, `${from.packages}/${name}`)];
+    }
     return e.from.startsWith("/") ? [installedBy(e.from)] : [OURS];
   };
   const of = (where: string, entries: readonly Entry[]): Row[] =>

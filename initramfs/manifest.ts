@@ -15,6 +15,8 @@ export interface Inputs {
   readonly generated: string;
   /** "x86_64-linux-gnu" */
   readonly triplet: string;
+  /** Debian packages that are unpacked, not installed. */
+  readonly packages: string;
 }
 
 /** What `make` has put below `out` for this machine. */
@@ -27,6 +29,7 @@ export function inputs(out: string): Inputs {
     release: readFileSync(`${out}/kernel/release`, "utf8").trim(),
     generated: `${out}/generated`,
     triplet: `${machine}-linux-gnu`,
+    packages: `${out}/packages`,
   };
 }
 
@@ -46,6 +49,14 @@ export const ramdisk = (from: Inputs, runtime: string): Entry[] => [
 
 /** Programs beside our own: cmld makes, checks and grows ext4 volumes, init checks the data partition. */
 const PROGRAMS = ["/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/resize2fs"];
+
+/** lxcfs: /proc/meminfo and its like in containers (docs/decisions/procviews.md). Its package starts a service where it
+ * is installed, so it is taken out of the package. */
+export const UNPACKED = ["lxcfs"];
+const lxcfs = (from: Inputs): { program: string; library: string } => ({
+  program: `${from.packages}/lxcfs/usr/bin/lxcfs`,
+  library: `${from.packages}/lxcfs/usr/lib/${from.triplet}/lxcfs/liblxcfs.so`,
+});
 
 /** Libraries that our executable opens by name. libgcc_s: glibc wants it when a thread ends itself (argon2's do). */
 const opened = (triplet: string) =>
@@ -78,7 +89,7 @@ export function runtime(from: Inputs): Entry[] {
   const modules = `usr/lib/modules/${from.release}`;
   const asked = opened(from.triplet);
   const names = [
-    ...closure([from.cml, ...PROGRAMS, ...asked]),
+    ...closure([from.cml, ...PROGRAMS, lxcfs(from).program, ...asked]),
     ...asked.map((path) => ({ name: path.slice(path.lastIndexOf("/") + 1), from: realpathSync(path) })),
   ];
   const loader = names.find((l) => l.name.startsWith("ld-linux"))!;
@@ -98,6 +109,9 @@ export function runtime(from: Inputs): Entry[] {
     // mount points
     ...directories("boot", "data", "dev", "proc", "run", "sys", "tmp"),
     ...directories("etc", "usr", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", libraries),
+    ...directories(`${libraries}/lxcfs`),
+    file("usr/bin/lxcfs", lxcfs(from).program, 0o755),
+    file(`${libraries}/lxcfs/liblxcfs.so`, lxcfs(from).library),
     ...directories("usr/lib/modules", modules, ...[...below].toSorted()),
     ...["bin", "sbin", "lib", "lib64"].map((path): Entry => ({ kind: "link", path, to: `usr/${path}` })),
     file("usr/sbin/cml", from.cml, 0o755),

@@ -23,10 +23,13 @@ import { loadDevice } from "./device.ts";
 import { exec } from "./exec.ts";
 import { openHost } from "./host.ts";
 import { hotplug } from "./hotplug.ts";
+import { modulesLoaded } from "./kernel.ts";
 import { doorway } from "./modules/doorway.ts";
 import { ownLimits } from "./modules/limits.ts";
+import { procviews } from "./modules/procviews.ts";
 import { modules } from "./modules.ts";
 import { withoutEffectHere } from "./pending.ts";
+import { Views } from "./procviews.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
 import { ScdClient } from "./scd.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
@@ -233,11 +236,12 @@ async function run(at: Places, debug: boolean): Promise<number> {
     socket: join(dirname(at.socket), "cml-scd_control"),
     log: (line) => log.info(line),
   });
+  const views = new Views(host, (line) => log.info(line));
   manager = new Manager({
     scd,
     host,
     device,
-    modules: [...modules, doorway(open)],
+    modules: [...modules, procviews(views), doorway(open)],
     store: await openStore(environment, (line) => log.warn(line)),
     log,
     exec,
@@ -280,7 +284,14 @@ async function run(at: Places, debug: boolean): Promise<number> {
 
   above.notify("READY=1");
   if (above.watchdogMs !== undefined) setInterval(() => above.notify("WATCHDOG=1"), above.watchdogMs);
-  manager.begin().catch((e) => {
+  const begun = manager.begin();
+  void begun
+    .then(() => modulesLoaded("guests"))
+    .then(
+      () => views.begin(), // after core0, which gets its own then
+      () => {},
+    );
+  begun.catch((e) => {
     log.error(`core0 cannot be started: ${chain(e)}`);
     end(1);
   });

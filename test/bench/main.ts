@@ -26,7 +26,7 @@ import {
 import { Connection } from "../../src/control/client.ts";
 import { print } from "../../src/lib/text.ts";
 import { newUuid } from "../../src/lib/uuid.ts";
-import { bundle, runPeer } from "./peers.ts";
+import { bundle, runPeer, runPeerWithLink } from "./peers.ts";
 import { keep, median, report } from "./report.ts";
 
 /** The runtime's settings that stage0 and the systemd unit give every daemon. */
@@ -147,6 +147,8 @@ async function host(): Promise<void> {
   const crowd = Array.from({ length: CROWD }, (_, i) => container(base, `crowd${i}`, "sleep", true));
   for (let i = 0; i < 3; i++) container(base, `idle${i}`, "sleep", true);
   bundle(join(work, "bundle"), root, ["/bin/true"]);
+  const netns = `bench${process.pid}`;
+  bundle(join(work, "full"), root, ["/bin/true"], netns);
 
   const daemon = Bun.spawn(
     ["out/cml", "cmld", base, "--run", join(work, "run"), "--logs", join(work, "logs"), "--socket", socket],
@@ -170,6 +172,7 @@ async function host(): Promise<void> {
       veth: [] as number[],
       crun: [] as number[],
       runc: [] as number[],
+      full: [] as number[],
     };
     for (let i = 0; i < SAMPLES; i++) {
       const one = await cycle(control, events, bare);
@@ -178,6 +181,7 @@ async function host(): Promise<void> {
       times.crun.push(runPeer("crun", join(work, "bundle"), `bench-crun-${i}`));
       times.runc.push(runPeer("runc", join(work, "bundle"), `bench-runc-${i}`));
       times.veth.push((await cycle(control, events, veth)).all);
+      times.full.push(runPeerWithLink("crun", join(work, "full"), `bench-full-${i}`, netns));
     }
     report("start.ms", median(times.ours), "ms", SAMPLES);
     report("start.crun_ms", median(times.crun), "ms", SAMPLES);
@@ -185,6 +189,8 @@ async function host(): Promise<void> {
     report("start.vs_crun", median(times.ours) / median(times.crun), "ratio", SAMPLES);
     report("start.vs_runc", median(times.ours) / median(times.runc), "ratio", SAMPLES);
     report("start.with_veth_ms", median(times.veth), "ms", SAMPLES);
+    report("start.full_crun_ms", median(times.full), "ms", SAMPLES);
+    report("start.full_vs_crun", median(times.veth) / median(times.full), "ratio", SAMPLES);
     report("start.to_init_ms", median(times.init), "ms", SAMPLES);
 
     for (const uuid of crowd) {

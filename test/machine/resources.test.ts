@@ -1,4 +1,4 @@
-// What a configuration allows a container is what the kernel gives it, and not more: bombs of every kind go off inside
+// What a configuration allows a container is what the kernel gives it and what its /proc says, and not more: bombs of every kind go off inside
 // one container and nobody else notices. Needs the machine: a host under test seldom has these controllers.
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
@@ -43,6 +43,9 @@ const SWAPON = `
 test("limits of a container are the kernel's, and its bombs are its own", async () => {
   await using vm = Vm.boot({ disks: [file, swap] });
   await vm.sees("core0: BOOTING → RUNNING");
+  const serves = async () =>
+    Number((await vm.sees(/views of \/proc: lxcfs serves them, pid \d+/)).split(" ").at(-1));
+  const lxcfs = await serves();
   const control = async (...args: string[]): Promise<string> => {
     const { status, stdout, stderr } = await vm.ask("run", { argv: ["/usr/sbin/control", ...args] });
     return `${status} ${stdout}${stderr}`;
@@ -96,6 +99,20 @@ test("limits of a container are the kernel's, and its bombs are its own", async 
   expect(await inside("db", "dd if=/dev/zero of=/run/full bs=1M count=9; rm /run/full")).toContain(
     "No space left",
   );
+
+  // --- /proc says the same, also when who serves it has ended meanwhile
+  const seen = () =>
+    inside(
+      "web",
+      "awk '/MemTotal/ { print $2 }' /proc/meminfo; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online",
+    );
+  expect(await seen()).toBe("0 65536\n1\n0\n");
+  console.log(/Pss:.*/.exec(await vm.ask("read", { path: `/proc/${lxcfs}/smaps_rollup` }))![0], "of lxcfs");
+  expect(await vm.ask("read", { path: `/proc/${lxcfs}/status` })).toContain("CapEff:\t00000000002c0004");
+  await vm.ask("kill", { pid: lxcfs, signal: "SIGKILL" });
+  await vm.sees("views of /proc: lxcfs has ended");
+  expect(await serves()).not.toBe(lxcfs);
+  while ((await seen()) !== "0 65536\n1\n0\n") await Bun.sleep(100); // until it is attached again; the test's time is the limit
 
   // --- processors go by weight: both want all of processor 0
   const BUSY = "while :; do :; done & sleep 100";
@@ -153,4 +170,4 @@ test("limits of a container are the kernel's, and its bombs are its own", async 
   await vm.sees("huge: RUNNING → STOPPED, killed because all containers together ran out of memory");
   expect(await control("list")).toMatch(/name: "core0"\s+type: CONTAINER\s+state: RUNNING/);
   expect(await count("core0", "memory.events", "oom_kill").catch(() => 0)).toBe(0);
-}, 300_000);
+}, 580_000);
