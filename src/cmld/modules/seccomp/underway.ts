@@ -33,14 +33,12 @@ export class UnderWay implements Disposable {
     places: number,
   ) {
     this.#used = Array.from({ length: places }, () => false);
+    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
   }
 
   /** The file, made by the first call: most containers make none. For a child that is to write done(). */
   get descriptor(): number {
-    if (this.#file < 0) {
-      mkdirSync(dirname(this.path), { recursive: true, mode: 0o700 });
-      this.#file = openSync(this.path, O_RDWR | O_CREAT, 0o600);
-    }
+    if (this.#file < 0) this.#file = openSync(this.path, O_RDWR | O_CREAT, 0o600);
     return this.#file;
   }
 
