@@ -146,7 +146,11 @@ function port(): string {
 if (import.meta.main) {
   const path = port();
   const out = openSync(path, "r+");
-  const tell = (line: object) => writeSync(out, JSON.stringify(line) + "\n");
+  // The port takes at most 32 KiB at once (port_fops_write of virtio_console).
+  const tell = (line: object) => {
+    const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
+    for (let at = 0; at < bytes.length; ) at += writeSync(out, bytes, at);
+  };
   tell({ id: 0, answer: "agent" });
   let rest = "";
   const decoder = new TextDecoder();
