@@ -168,8 +168,8 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 
 .PHONY: soak soak-leak soak-crash soak-hotplug soak-power soak-fuzz
 soak: soak-leak soak-crash soak-hotplug soak-power soak-fuzz ## the tests with the large counts, in five parts; results are added to docs/soak.md
-soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
-	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine
+soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
+	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine races
 soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack $(OUT)/storm ## cmld and PID 1 killed again and again: nothing is lost
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
 soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cards and USB devices plugged in and out 100 times while containers start and stop

@@ -32,6 +32,12 @@ const GROUPS: Record<string, Group> = {
   // parts of `make soak`
   leak: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "leave nothing|nothing grows" },
   leakmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "leave nothing" },
+  races: {
+    paths: ["test/escape/host.test.ts"],
+    timeoutMs: 60 * MINUTE,
+    within: APART,
+    named: "swapped for a link out",
+  },
   crash: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "kill -9|next cmld|next one" },
   crashinit: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "fatal signal" },
   hotplug: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "hot-plug" },
