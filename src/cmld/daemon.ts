@@ -581,7 +581,7 @@ export class Manager implements Daemon {
   exec(known: Known, request: ExecRequest, client: ExecClient): Session {
     const c = this.#managed(known);
     const supervisor = Supervisor.of(c.uuid);
-    if (!c.process || !supervisor) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
+    if (!c.process) throw new Error(`${shownName(c.config.name)} is ${c.state}: not running`);
     const target = {
       name: shownName(c.config.name),
       pid: c.process.pid,
@@ -589,7 +589,7 @@ export class Manager implements Daemon {
       cgroup: childGroupOf({ host: this.#m.host, uuid: c.uuid }),
       uidStart: c.uidStart,
       grant: grantOf(c.config),
-      supervisor,
+      ...(supervisor && { supervisor }),
     };
     return this.#m.exec(target, request, client);
   }
