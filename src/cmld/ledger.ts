@@ -20,6 +20,7 @@ import { remove as removeGroup } from "../sys/cgroup.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, openProcess, SIGKILL } from "../sys/process.ts";
+import { type FifoResource, removeSource } from "./fifos.ts";
 import type { DevicesResource } from "./modules/devices.ts";
 import { type NetworkResource, networkReleases } from "./router.ts";
 
@@ -32,7 +33,8 @@ export type Resource =
   | NetworkResource
   | { readonly kind: "process"; readonly pid: number; readonly startTime: number }
   | { readonly kind: "file"; readonly path: string }
-  | DevicesResource;
+  | DevicesResource
+  | FifoResource;
 
 export interface Owned {
   /** Write `resource` down, then do `how`. It is released in reverse order, whatever happens. */
@@ -83,6 +85,7 @@ const releases: { [K in Resource["kind"]]: (r: Extract<Resource, { kind: K }>) =
     pidfd.close();
   },
   file: (r) => rmSync(r.path, { force: true }),
+  fifo: removeSource,
   devices(r) {
     for (const path of [r.file, `${r.file}.new`]) rmSync(path, { force: true });
   },

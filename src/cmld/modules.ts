@@ -4,6 +4,7 @@ import { caps } from "./modules/caps.ts";
 import { cgroups } from "./modules/cgroups.ts";
 import { console } from "./modules/console.ts";
 import { devices } from "./modules/devices.ts";
+import { fifos } from "./modules/fifos.ts";
 import { hostname } from "./modules/hostname.ts";
 import { hotplug } from "./modules/hotplug.ts";
 import { limits } from "./modules/limits.ts";
@@ -26,6 +27,7 @@ export const modules: readonly Module[] = [
   network, // before the container has a file tree: what fails here has mounted nothing
   console,
   volumes, // pivots: from here on paths are the container's
+  fifos, // in the /dev that volumes has made
   masks, // over what volumes has mounted
   xorg, // over what masks leaves of /sys
   names, // in the container's own tree

@@ -34,12 +34,12 @@ export const isNodePath = (path: string): boolean => {
   return parts.length <= 8 && parts.every((p) => NAME.test(p) && p !== "." && p !== "..");
 };
 
-const BENEATH =
+export const BENEATH =
   sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS | sys.RESOLVE_NO_XDEV;
 const FOLDER = sys.O_PATH | sys.O_DIRECTORY;
 
 /** The folder of a node and its name in it; folders that are missing are made. */
-function folderOf(dev: Fd, path: string, owner: number): { folder: Fd; name: string } {
+export function folderOf(dev: Fd, path: string, owner: number): { folder: Fd; name: string } {
   const parts = path.split("/");
   const name = parts.pop()!;
   let folder = new Fd(now(sys.openat2(dev.n, ".", FOLDER, BENEATH)));

@@ -33,10 +33,9 @@ test("every field without effect is named, once", () => {
   expect(
     said({
       userns: false,
-      fifos: ["f"],
       image_sizes: [proto.ContainerImageSize.create({ image_name: "root", image_size: 5 })],
     }).map((line) => line.split(": ")[0]),
-  ).toEqual(["userns", "fifos", "image_sizes"]);
+  ).toEqual(["userns", "image_sizes"]);
   const asking = { host_addr: "10.0.0.1", host_gateway: "10.0.0.2", volume_discard: true };
   expect(
     withoutEffectHere(

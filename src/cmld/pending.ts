@@ -8,11 +8,8 @@ import type { ContainerConfig, DeviceConfig, GuestOsConfig } from "./config.ts";
 /** [the field, whether it is asked for, what is missing]. */
 type Row<C> = readonly [field: keyof C & string, asked: (c: C) => boolean, instead: string];
 
-const some = (list: readonly unknown[]): boolean => list.length > 0;
-
 const CONTAINER: readonly Row<ContainerConfig>[] = [
   ["userns", (c) => !c.userns, "it has a user namespace of its own all the same"],
-  ["fifos", (c) => some(c.fifos), "pipes to core0 are not available yet"],
 ];
 
 const DEVICE: readonly Row<DeviceConfig>[] = [

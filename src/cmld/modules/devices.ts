@@ -204,6 +204,12 @@ function furnish(l: Live, before: ReadonlyMap<string, Node>): void {
 const same = (a: Device | undefined, b: Device): boolean =>
   a !== undefined && a.kind === b.kind && a.major === b.major && a.minor === b.minor;
 
+/** A container's /dev, beneath which nothing is to be believed; undefined: it is not up. */
+export function devFolder(uuid: string): Fd | undefined {
+  const dev = live.get(uuid)?.dev;
+  return dev?.open ? dev : undefined;
+}
+
 /** Fill a container's new /dev, which nobody has seen yet. */
 export function furnishNew(s: Start, dev: Fd): void {
   const l = live.get(s.uuid);
