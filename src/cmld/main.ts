@@ -231,7 +231,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     claims: () => manager.claims(),
     warn: (line) => log.warn(line),
   });
-  using scd = new ScdClient({
+  const scd = new ScdClient({
     base: at.base,
     socket: join(dirname(at.socket), "cml-scd_control"),
     log: (line) => log.info(line),
@@ -298,5 +298,6 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const status = await over;
   await audit?.settled();
   log.info(`ending with status ${status}`);
+  scd[Symbol.dispose](); // process.exit() skips what \`using\` would do
   process.exit(status);
 }

@@ -1,6 +1,6 @@
 // Our side of scd: it is started when it is first needed, in a room of its own (src/run/confined.ts), and asked in the
 // words of proto/scd.proto. Its socket is ours and stays open: when scd ends, whoever waited is asked again by the next.
-import { mkdirSync } from "node:fs";
+import { mkdirSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
@@ -191,6 +191,7 @@ export class ScdClient implements Scd, Disposable {
   [Symbol.dispose](): void {
     if (this.#process) kill(this.#process, SIGTERM);
     this.#listening.close();
+    rmSync(this.#at.socket, { force: true });
   }
 }
 
