@@ -2,6 +2,7 @@
 // descriptors (programs that use select(2) break above 1024), its limit on core files. core0 keeps some of the
 // protection: it is the way in, and its end is the machine's.
 import { writeFileSync } from "node:fs";
+import { EACCES, isErrno } from "../../sys/error.ts";
 import { mem, Struct } from "../../sys/mem.ts";
 import { now } from "../../sys/now.ts";
 import type { Op } from "../../sys/op.ts";
@@ -49,7 +50,14 @@ const CORE0_SCORE = -800;
 export const limits: Module = {
   name: "limits",
   attach(s, p) {
-    writeFileSync(`/proc/${p.pid}/oom_score_adj`, String(s.isC0 ? CORE0_SCORE : 0));
+    const score = (n: number) => writeFileSync(`/proc/${p.pid}/oom_score_adj`, String(n));
+    try {
+      score(s.isC0 ? CORE0_SCORE : 0);
+    } catch (e) {
+      if (!s.isC0 || !isErrno(e, EACCES)) throw e;
+      s.host.warnOnce("core0 is protected from want of memory no more than others: CAP_SYS_RESOURCE is missing");
+      score(0);
+    }
   },
   last: () => limitOps(),
 };
