@@ -86,7 +86,7 @@ if (process.argv.includes("--test")) {
   const modules = machineModules(from);
   writeFileSync(`${from.generated}/modules.dep`, modulesDep(modules));
   writeFileSync(`${from.generated}/modules.alias`, modulesAlias(modules));
-  for (const [name, text] of Object.entries(lists())) writeFileSync(`${from.generated}/${name}`, text);
+  for (const [name, text] of Object.entries(lists(from))) writeFileSync(`${from.generated}/${name}`, text);
   unpacked(UNPACKED, from.packages);
   const inside = runtime(from);
   stage(inside, `${OUT}/runtime`);

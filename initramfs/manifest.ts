@@ -3,7 +3,7 @@
 import { readFileSync, realpathSync } from "node:fs";
 import type { Entry } from "./cpio.ts";
 import { closure } from "./libraries.ts";
-import { CORE, canonical, DRIVERS, FIRST, GUESTS, type Module, select } from "./modules.ts";
+import { CORE, canonical, DISK, DRIVERS, FIRST, GUESTS, type Module, select } from "./modules.ts";
 
 export interface Inputs {
   readonly cml: string;
@@ -77,11 +77,20 @@ function realpathOf(name: string, triplet: string): string {
 export const machineModules = (from: Inputs): Module[] =>
   select(from.modules, [...FIRST, ...CORE, ...GUESTS, ...DRIVERS]);
 
-/** modules.core and modules.guests: what init loads without being asked, by name. */
-export const lists = (): Record<string, string> => ({
+/** modules.core and modules.guests: what init loads without being asked, by name; first: what stage0's child loads while
+ * init starts, by path, dependencies before what needs them. */
+export const lists = (from: Inputs): Record<string, string> => ({
+  first: part(from, DISK, FIRST) + part(from, CORE, [...FIRST, ...DISK]),
   "modules.core": CORE.map((name) => `${canonical(name)}\n`).join(""),
   "modules.guests": GUESTS.map((name) => `${canonical(name)}\n`).join(""),
 });
+
+/** One part of the errand: what `names` need beyond `before`, and an empty line. */
+function part(from: Inputs, names: readonly string[], before: readonly string[]): string {
+  const there = new Set(select(from.modules, before).map((m) => m.name));
+  const paths = select(from.modules, names).filter((m) => !there.has(m.name));
+  return `${paths.map((m) => `/usr/lib/modules/${from.release}/${m.path}\n`).join("")}\n`;
+}
 
 /** The runtime image: PID 1's root, read-only. */
 export function runtime(from: Inputs): Entry[] {
@@ -125,6 +134,7 @@ export function runtime(from: Inputs): Entry[] {
     ...["modules.dep", "modules.alias", "modules.core", "modules.guests"].map((name) =>
       file(`${modules}/${name}`, `${from.generated}/${name}`),
     ),
+    file("usr/lib/modules/first", `${from.generated}/first`),
     ...moduleFiles.map((m) => file(`${modules}/${m.path}`, `${from.modules}/${m.path}`)),
     file("etc/mke2fs.conf", "/etc/mke2fs.conf"),
     ...["group", "hosts", "os-release", "passwd"].map((name) =>

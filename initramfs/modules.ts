@@ -7,6 +7,9 @@ import { basename, join } from "node:path";
 /** What stage0 loads, before there is a runtime image. */
 export const FIRST = ["loop", "squashfs"];
 
+/** What the data partition of a virtual machine needs, and of any: loaded while PID 1's runtime starts. */
+export const DISK = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
+
 /** Loaded at every boot: no device announces that they are needed, and there is no modprobe that could be asked.
  * First what core0 needs, before cmld starts: */
 export const CORE = [

@@ -3,9 +3,15 @@
  * squashfs file beside it in the ramdisk, through a loop device), makes that
  * read-only image the root and executes /usr/sbin/init there.
  *
+ * While PID 1's runtime starts, which takes a second on a small machine, a
+ * child loads the kernel modules that every boot needs (FIRST below), and tells
+ * PID 1 through a pipe how far it is. It is an errand, no more: PID 1 loads
+ * itself what is missing when the pipe ends.
+ *
  * PID 1's environment is written here and nowhere else: what the kernel hands
  * over from its command line ends in this program. No libc, no memory but the
  * stack. */
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <linux/mount.h>
 #include <linux/reboot.h>
@@ -15,6 +21,10 @@
 #define AT_FDCWD -100
 #define O_RDWR 2
 #define O_CLOEXEC 02000000
+#define SIGCHLD 17
+#define FIRST "/usr/lib/modules/first" /* a path in each line; after an empty line a part is done */
+#define FIRST_MAX 8192
+#define FIRST_FD 3 /* PID 1's end of the pipe, as its environment says */
 #define CONSOLE_WAIT_S 10 /* time to read why, before the machine starts again */
 
 static long sys(long nr, long a, long b, long c, long d, long e)
@@ -80,6 +90,48 @@ static void module(const char *path)
 	sys(SYS_close, fd, 0, 0, 0, 0);
 }
 
+/* Load what FIRST lists; one byte for each part that is done. Who refuses is asked again by PID 1, which says why. */
+static void errand(long done)
+{
+	static char list[FIRST_MAX + 1];
+	long file = open(FIRST, O_CLOEXEC), size = 0;
+
+	for (long n; size < FIRST_MAX && (n = sys(SYS_read, file, (long)list + size, FIRST_MAX - size, 0, 0)) > 0;)
+		size += n;
+	for (char *line = list, *at = list; at < list + size; at++) {
+		if (*at != '\n')
+			continue;
+		*at = 0;
+		if (at == line)
+			sys(SYS_write, done, (long)"\n", 1, 0, 0);
+		long fd = at == line ? -1 : open(line, O_CLOEXEC);
+		if (fd >= 0) {
+			sys(SYS_finit_module, fd, (long)"async_probe", 0, 0, 0);
+			sys(SYS_close, fd, 0, 0, 0, 0);
+		}
+		line = at + 1;
+	}
+	for (;;)
+		sys(SYS_exit_group, 0, 0, 0, 0, 0);
+}
+
+/* True if somebody is on the errand and PID 1 has its end of the pipe. */
+static long send(void)
+{
+	int end[2];
+	if (sys(SYS_pipe2, (long)end, 0, 0, 0, 0) < 0)
+		return 0;
+	long child = end[0] == FIRST_FD ? sys(SYS_clone, SIGCHLD, 0, 0, 0, 0) : -1;
+	if (child == 0) {
+		sys(SYS_close, end[0], 0, 0, 0, 0);
+		errand(end[1]);
+	}
+	sys(SYS_close, end[1], 0, 0, 0, 0);
+	if (child < 0)
+		sys(SYS_close, end[0], 0, 0, 0, 0);
+	return child > 0;
+}
+
 __attribute__((used)) static void stage0(void)
 {
 	/* On any other machine this program does nothing. */
@@ -107,6 +159,8 @@ __attribute__((used)) static void stage0(void)
 	config.fd = image;
 	config.info.lo_flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
 	need(sys(SYS_ioctl, loop, LOOP_CONFIGURE, (long)&config, 0, 0), "attach /runtime.squashfs to /dev/loop0");
+	/* A page that is missing brings its whole compressed block anyway: what lies around that would be unpacked in vain. */
+	sys(SYS_ioctl, loop, BLKRASET, 0, 0, 0);
 	need(mount("/dev/loop0", "/root", "squashfs", MS_RDONLY | MS_NOSUID | MS_NODEV), "mount /runtime.squashfs");
 	sys(SYS_close, loop, 0, 0, 0, 0);
 	sys(SYS_close, image, 0, 0, 0, 0);
@@ -123,7 +177,8 @@ __attribute__((used)) static void stage0(void)
 	const char *argv[] = { "init", 0 };
 	/* The runtime's settings: docs/decisions/runtime-settings.md. */
 	const char *env[] = { "PATH=/usr/sbin:/usr/bin", "HOME=/run", "LC_ALL=C.UTF-8", "TZ=UTC",
-			      "BUN_JSC_useDFGJIT=0", "BUN_JSC_useConcurrentJIT=0", "BUN_JSC_forceRAMSize=67108864", 0 };
+			      "BUN_JSC_useDFGJIT=0", "BUN_JSC_useConcurrentJIT=0", "BUN_JSC_forceRAMSize=67108864",
+			      send() ? "CML_FIRST_MODULES=3" : 0, 0 };
 	need(sys(SYS_execve, (long)"/usr/sbin/init", (long)argv, (long)env, 0, 0), "/usr/sbin/init");
 }
 

@@ -6,13 +6,15 @@ import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
 import { kernelAudit } from "../sys/audit.ts";
-import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat } from "../sys/calls.ts";
+import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat, read } from "../sys/calls.ts";
 import { where } from "../sys/cgroup.ts";
 import { chain, EAGAIN } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { bindAt } from "../sys/listen.ts";
+import { mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
+import { readable } from "../sys/poll.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Auditor, limitOf } from "./audit.ts";
 import type { DeviceConfig } from "./config.ts";
@@ -161,7 +163,18 @@ function listenToKernel(audit: Auditor, device: DeviceConfig, log: Log): Disposa
 
 const network: Network = { interfaces, assign, unassign, vnets };
 
+/** init starts us before the machine is ready, so that we are loaded by then: wait for its word. */
+async function gate(): Promise<void> {
+  const { CML_GATE } = process.env;
+  if (CML_GATE === undefined) return;
+  delete process.env.CML_GATE; // programs that we start do not get it
+  using waited = new Fd(Number(CML_GATE));
+  await readable(waited);
+  if (now(read(waited.n, mem(1))) === 0) throw new Error("init ended before the machine was ready");
+}
+
 export async function main(args: string[]): Promise<number> {
+  await gate();
   const { values, positionals } = parseArgs({
     args,
     allowPositionals: true,

@@ -10,6 +10,7 @@ import {
   close,
   dup3,
   execve,
+  fcntl,
   MS_NODEV,
   MS_NOSUID,
   MS_REC,
@@ -20,10 +21,13 @@ import {
   openat,
   setsid,
   unshare,
+  write,
   writeText,
 } from "../sys/calls.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
+import { mem } from "../sys/mem.ts";
+import { attempt } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
 import { kill, openProcess, SIGKILL, SIGTERM, startTime } from "../sys/process.ts";
 import type { Log } from "./log.ts";
@@ -34,7 +38,13 @@ export interface Description {
   readonly name: string;
   readonly argv: readonly string[];
   readonly env: readonly string[];
+  /** Started before there is a data partition, to load meanwhile; it waits for a byte on GATE (CML_GATE). */
+  readonly ahead?: boolean;
 }
+
+/** The descriptor of a daemon that is started ahead, where the byte comes from which says that the machine is ready. */
+const GATE = 3;
+const F_SETFD = 2; // asm-generic/fcntl.h
 
 /** Read-only addition of the test ramdisk: daemons.json with more of them. A product image has no such file. */
 const MORE = "/test/daemons.json";
@@ -63,6 +73,7 @@ export const DAEMONS: readonly Description[] = [
     name: "cmld",
     argv: ["/usr/sbin/cmld"],
     env: [...ENVIRONMENT, `CML_STORE=${STORE}`, `CML_MODULES=${MODULES}`],
+    ahead: true,
   },
 ];
 
@@ -80,8 +91,8 @@ const NULL = new Reg(0);
 const SCORE = new Reg(1);
 const TMP_SIZE = "size=64m,nr_inodes=16k,mode=1777";
 
-/** The life of a daemon up to its execve. `log` is the pipe that init reads. */
-export const program = (d: Description, log: number): Op[] => [
+/** The life of a daemon up to its execve. `log` is the pipe that init reads, `gate` one that it waits for. */
+export const program = (d: Description, log: number, gate?: number): Op[] => [
   setsid(),
   openat(AT_FDCWD, "/dev/null", O_RDONLY, 0, NULL),
   dup3(NULL, 0),
@@ -94,8 +105,13 @@ export const program = (d: Description, log: number): Op[] => [
   unshare(CLONE_NEWNS),
   mount("none", "/", "none", MS_REC | MS_SLAVE),
   mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, TMP_SIZE),
-  cloexecFrom(3),
-  execve(d.argv[0]!, [d.name, ...d.argv.slice(1)], d.env),
+  ...(gate === undefined ? [] : [gate === GATE ? fcntl(GATE, F_SETFD, 0) : dup3(gate, GATE)]),
+  cloexecFrom(gate === undefined ? 3 : GATE + 1),
+  execve(
+    d.argv[0]!,
+    [d.name, ...d.argv.slice(1)],
+    gate === undefined ? d.env : [...d.env, `CML_GATE=${GATE}`],
+  ),
 ];
 
 /** Milliseconds before start number n+1 of a daemon that ended n times in a row without having run for long. */
@@ -123,6 +139,8 @@ export class Daemons {
   readonly #pipe: number;
   readonly #asked: (what: "reboot" | "power off") => void;
   #stopping = false;
+  /** What daemons wait for that are started ahead; undefined as soon as nobody has to. */
+  #gate: Fd | undefined;
 
   constructor(
     descriptions: readonly Description[],
@@ -146,9 +164,22 @@ export class Daemons {
     this.#asked = asked;
   }
 
-  /** Start what does not run; what runs since before a crash of ours is ours again. */
-  start(): void {
+  /** Start those that load while the machine is made ready. They wait at `gate`, which stays the caller's. */
+  ahead(gate: Fd): void {
+    this.#gate = gate;
+    for (const d of this.#all) if (d.description.ahead) this.#launch(d);
+  }
+
+  /** The machine is ready: start what does not run; what runs since before a crash of ours is ours again. Whoever waits
+   * is told by `open`, the other end of the gate. */
+  start(open?: Fd): void {
+    this.#gate = undefined;
+    if (open) {
+      const go = mem(this.#all.filter((d) => d.description.ahead).length);
+      attempt(write(open.n, go)); // nobody waits: it ended meanwhile, and is started anew
+    }
     for (const d of this.#all) {
+      if (d.pidfd) continue;
       const name = d.description.name;
       const known = this.#state.daemons[name];
       const pidfd = known && openProcess(known.pid, known.startTime);
@@ -164,7 +195,9 @@ export class Daemons {
     const name = d.description.name;
     if (this.#stopping) return;
     try {
-      const child = launch(program(d.description, this.#pipe));
+      const child = launch(
+        program(d.description, this.#pipe, d.description.ahead ? this.#gate?.n : undefined),
+      );
       const known = { pid: child.pid, startTime: startTime(child.pid) ?? 0 };
       this.#follow(d, known, child.pidfd);
       this.#state.daemons[name] = known;

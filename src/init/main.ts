@@ -41,6 +41,7 @@ import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
 import { mendClock, renewSeed, seed } from "./clock.ts";
 import { DAEMONS, Daemons, MODULES, moreDaemons, NOTIFY, STORE } from "./daemons.ts";
 import { Disks, LABEL } from "./disk.ts";
+import { type Errand, errand } from "./errand.ts";
 import { isOpen, keepOpen } from "./kept.ts";
 import { Log } from "./log.ts";
 import { devicesPresent, Loader, listed, Modules } from "./modules.ts";
@@ -69,13 +70,17 @@ const FAILED_MS = 10_000;
 /** Crashes of init within a minute, after which starting it again is no help. */
 const [CRASHES_MAX, CRASHES_MS] = [50, 60_000];
 const SEED_MS = 3_600_000;
+/** Name of the descriptor that tells waiting daemons to begin. */
+const GATE = "init:gate";
 
 export async function main(args: string[]): Promise<number> {
   if (process.pid !== 1) throw new Error("init: not PID 1: this program starts and ends a whole machine");
   const again = args[0] === "again";
+  const sent = again ? undefined : process.env.CML_FIRST_MODULES;
+  delete process.env.CML_FIRST_MODULES; // its pipe does not outlive a crash
   const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value}`);
   survive(SELF, ["init", "again"], environment, "init: crashed; executing myself again, signal ");
-  await new Init(again).run();
+  await new Init(again, errand(sent)).run();
   return 0;
 }
 
@@ -86,23 +91,26 @@ const SIGNALS = [
 
 class Init {
   readonly #again: boolean;
+  readonly #errand: Errand;
   readonly #state: State = loadState();
   readonly #log = new Log();
   readonly #reaper: Reaper;
   readonly #watchdog = new Watchdog();
   readonly #disks = new Disks();
   readonly #kept = new Map<string, Fd>();
-  readonly #modules = Modules.read(`/usr/lib/modules/${release()}`);
-  /** Drivers of devices; and, beside them, what is always loaded. */
+  #known: Modules | undefined;
+  /** Drivers of devices; beside them what core0 needs; and what can wait. */
   readonly #drivers: Loader;
   readonly #features: Loader;
+  readonly #others: Loader;
   #fileSystem: Promise<void> = Promise.resolve();
   #looked = false;
   #daemons: Daemons | undefined;
   #ending = false;
 
-  constructor(again: boolean) {
+  constructor(again: boolean, sent: Errand) {
     this.#again = again;
+    this.#errand = sent;
     // Before anything is saved: what stands in the file would be lost with the next crash.
     for (const [name, n] of Object.entries(this.#state.descriptors)) {
       if (!isOpen(n)) continue;
@@ -116,12 +124,25 @@ class Init {
       if (exits.length > EXITS_MAX) exits.shift();
       this.#save();
     });
-    const loader = () => new Loader(this.#modules, this.#say, (pid) => void this.#reaper.end(pid));
+    const loader = (patient = false) =>
+      new Loader(
+        () => this.#modules,
+        this.#say,
+        (pid) => void this.#reaper.end(pid),
+        patient,
+      );
     this.#drivers = loader();
     this.#features = loader();
+    this.#others = loader(true);
     for (const [signal, end] of SIGNALS) process.on(signal, () => this.#end(end, signal));
     process.on("uncaughtException", (e) => this.#say(`init: ${chain(e)}`));
     process.on("unhandledRejection", (e) => this.#say(`init: ${chain(e)}`));
+  }
+
+  /** Read when they are needed: other things come first. */
+  get #modules(): Modules {
+    this.#known ??= Modules.read(`/usr/lib/modules/${release()}`);
+    return this.#known;
   }
 
   readonly #say = (line: string): void => this.#log.line(line);
@@ -165,6 +186,7 @@ class Init {
     return [
       ...ground(this.#say),
       { name: "kept descriptors", vital: true, own: true, run: () => this.#adopt() },
+      { name: "daemons ahead", vital: true, run: () => this.#ahead() },
       { name: "devices", vital: true, own: true, run: () => this.#devices() },
       { name: "data", vital: true, run: () => this.#data() },
       { name: "log", vital: false, own: true, run: () => this.#log.toFile() },
@@ -272,15 +294,18 @@ class Init {
     // In a virtual machine everything that core0 needs is on one bus; what else it has can wait (an idle IDE
     // controller costs as much as all of that).
     const virtual = drivers.has("virtio_pci");
-    if (virtual) void this.#drivers.load(["virtio_pci", "virtio_blk"]);
+    const { disk, core } = this.#errand;
+    if (virtual)
+      void this.#drivers.load(["virtio_pci", ...[...drivers].filter((d) => d.startsWith("virtio"))], disk);
     else void this.#drivers.load([...drivers]);
     void this.#disks.scan();
     if (this.#looked || existsSync(`${MODULES}/guests`)) return; // by us, or by the init that crashed
     this.#looked = true;
-    this.#fileSystem = this.#features.load(FILE_SYSTEM);
-    void this.#ready("core", this.#features.load(listed("core")));
-    if (virtual) void this.#features.load([...drivers]);
-    void this.#ready("guests", this.#features.load(listed("guests")));
+    this.#fileSystem = this.#features.load(FILE_SYSTEM, disk);
+    const forCore0 = this.#features.load(listed("core"), core);
+    void this.#ready("core", forCore0);
+    if (virtual) void this.#others.load([...drivers], forCore0);
+    void this.#ready("guests", this.#others.load(listed("guests"), forCore0));
   }
 
   /** Tell cmld that these modules are loaded; core0 also needs its console's driver, and its network cards'. */
@@ -346,14 +371,33 @@ class Init {
       this.#say("init: the watchdog is watching");
   }
 
+  /** cmld loads while the data partition is looked for. */
+  #ahead(): void {
+    const { read, write } = pipe();
+    using _read = read; // the child has its own
+    keepOpen(write);
+    this.#kept.set(GATE, write);
+    this.#save();
+    this.#theDaemons().ahead(read);
+  }
+
   #start(): void {
+    const gate = this.#kept.get(GATE);
+    this.#theDaemons().start(gate);
+    if (!gate) return;
+    this.#kept.delete(GATE);
+    gate.close();
+    this.#save();
+  }
+
+  #theDaemons(): Daemons {
     const pipe = this.#kept.get("init:log-in")!.n;
-    this.#daemons = new Daemons(
+    this.#daemons ??= new Daemons(
       [...DAEMONS, ...moreDaemons()],
       { state: this.#state, log: this.#log, reaper: this.#reaper, pipe },
       (what) => this.#end(what, "cmld"),
     );
-    this.#daemons.start();
+    return this.#daemons;
   }
 
   #end(end: End, why: string): void {

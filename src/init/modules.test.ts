@@ -31,6 +31,14 @@ test("files() gives what a module needs before it", () => {
   expect(modules.files(["e1000", "e1000"])).toEqual(["/m/kernel/e1000.ko"]);
 });
 
+test("present() notes what is loaded, not what is being loaded", () => {
+  const some = new Modules("/m", "kernel/a.ko:\nkernel/b.ko: kernel/a.ko\n", "");
+  some.present(
+    "a 16384 1 b, Live 0x0000000000000000\nb 20480 0 - Loading 0x0000000000000000\nc 1 0 - Live 0x0\n",
+  );
+  expect(some.files(["b"])).toEqual(["/m/kernel/b.ko"]);
+});
+
 test("drivers() finds who drives a device", () => {
   expect(modules.drivers("pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00")).toEqual(["e1000"]);
   expect(modules.drivers("virtio:d00000002v00001AF4")).toEqual(["virtio_blk"]);

@@ -10,6 +10,15 @@ import { type Op, Reg } from "../sys/op.ts";
 
 const FILE = new Reg(0);
 const STEPS = 3; // ops per module
+const PRIO_PROCESS = 0; // linux/resource.h
+/** The niceness of a child that can wait: a tenth of a processor that others want. */
+const PATIENT = 10;
+
+const ALIAS = "alias ";
+/** Characters of an alias that name the bus and the vendor: "pci:v00008086". */
+const KEY = 13;
+const WILD = /[*?[]/;
+const busOf = (alias: string): string => alias.slice(0, alias.indexOf(":"));
 
 const canonical = (name: string): string => name.replaceAll("-", "_");
 
@@ -25,8 +34,9 @@ export class Modules {
   readonly #directory: string;
   /** By name: its path and the paths it needs. */
   readonly #needs = new Map<string, { path: string; needs: string[] }>();
-  /** Patterns of modules.alias by what stands before the first ":" ("pci", "virtio"). */
-  readonly #aliases = new Map<string, { pattern: string; module: string }[]>();
+  /** Patterns of modules.alias by how they begin: KEY characters ("pci:v00008086"), or the bus alone where a wildcard
+   * comes earlier. There are thousands, and a boot waits for the few that fit. */
+  readonly #aliases = new Map<string, string[]>();
   readonly #loaded = new Set<string>();
 
   constructor(directory: string, dep: string, alias: string) {
@@ -38,12 +48,13 @@ export class Modules {
       this.#needs.set(canonical(basename(path, ".ko")), { path, needs });
     }
     for (const line of alias.split("\n")) {
-      const [word, pattern, module] = line.split(" ");
-      if (word !== "alias" || !pattern || !module) continue;
-      const bus = pattern.slice(0, pattern.indexOf(":"));
-      const list = this.#aliases.get(bus);
-      if (list) list.push({ pattern, module });
-      else this.#aliases.set(bus, [{ pattern, module }]);
+      const end = line.indexOf(" ", ALIAS.length);
+      if (end < 0 || !line.startsWith(ALIAS)) continue;
+      const begins = line.slice(ALIAS.length, Math.min(end, ALIAS.length + KEY));
+      const key = WILD.test(begins) ? busOf(begins) : begins;
+      const list = this.#aliases.get(key);
+      if (list) list.push(line);
+      else this.#aliases.set(key, [line]);
     }
   }
 
@@ -54,8 +65,13 @@ export class Modules {
 
   /** Names of the modules that say they drive a device with this MODALIAS. */
   drivers(modalias: string): string[] {
-    const list = this.#aliases.get(modalias.slice(0, modalias.indexOf(":"))) ?? [];
-    return [...new Set(list.filter((a) => matches(a.pattern, modalias)).map((a) => a.module))];
+    const found = new Set<string>();
+    for (const key of new Set([modalias.slice(0, KEY), busOf(modalias)]))
+      for (const line of this.#aliases.get(key) ?? []) {
+        const [, pattern, module] = line.split(" ");
+        if (matches(pattern!, modalias)) found.add(module!);
+      }
+    return [...found];
   }
 
   /** Files to load for these names, dependencies first, without what is loaded already. */
@@ -74,15 +90,26 @@ export class Modules {
     return out;
   }
 
+  /** Note what the kernel has already, as /proc/modules says: stage0 has sent for some. */
+  present(text: string): void {
+    for (const line of text.split("\n")) {
+      const [name, , , , state] = line.split(" ");
+      const m = name && this.#needs.get(name);
+      if (m && state === "Live") this.#loaded.add(join(this.#directory, m.path));
+    }
+  }
+
   /** Load them in a child; one that the kernel refuses is told to `refused` and the others follow. */
   async load(
     names: Iterable<string>,
     refused: (line: string) => void,
     ours: (pid: number) => void,
+    before: readonly Op[] = [],
   ): Promise<void> {
+    this.present(readFileSync("/proc/modules", "utf8"));
     const files = this.files(names);
     for (let at = 0; at < files.length; ) {
-      const child = launch([...files.slice(at).flatMap(load), exit(0)]);
+      const child = launch([...before, ...files.slice(at).flatMap(load), exit(0)]);
       ours(child.pid);
       child.pidfd.close();
       try {
@@ -90,7 +117,7 @@ export class Modules {
         break;
       } catch (e) {
         if (!(e instanceof SysError) || e.step === undefined) throw e;
-        const which = at + Math.floor(e.step / STEPS);
+        const which = at + Math.floor((e.step - before.length) / STEPS);
         refused(`${basename(files[which]!)}: ${chain(e)}`);
         at = which + 1;
       }
@@ -102,23 +129,36 @@ export class Modules {
 /** One job after another. Two of these work beside each other: what both want is loaded by the first and there
  * already for the second (the kernel waits for a module that is being loaded). */
 export class Loader {
-  readonly #modules: Modules;
+  readonly #modules: () => Modules;
   readonly #say: (line: string) => void;
   readonly #ours: (pid: number) => void;
+  readonly #before: readonly Op[];
   #last: Promise<void> = Promise.resolve();
 
-  /** `ours` is told every child, for the reaper. */
-  constructor(modules: Modules, say: (line: string) => void, ours: (pid: number) => void) {
+  /** `ours` is told every child, for the reaper. `patient`: others go first. */
+  constructor(
+    modules: () => Modules,
+    say: (line: string) => void,
+    ours: (pid: number) => void,
+    patient = false,
+  ) {
+    this.#before = patient ? [{ call: "setpriority", args: [PRIO_PROCESS, 0, PATIENT] }] : [];
     this.#modules = modules;
     this.#say = say;
     this.#ours = ours;
   }
 
-  /** Resolves when they are loaded, or have been refused. */
-  load(names: readonly string[]): Promise<void> {
+  /** Resolves when they are loaded, or have been refused. `after`: somebody who may be loading them. */
+  load(names: readonly string[], after?: Promise<void>): Promise<void> {
     this.#last = this.#last.then(async () => {
       try {
-        await this.#modules.load(names, (why) => this.#say(`init: module ${why}`), this.#ours);
+        await after;
+        await this.#modules().load(
+          names,
+          (why) => this.#say(`init: module ${why}`),
+          this.#ours,
+          this.#before,
+        );
       } catch (e) {
         this.#say(`init: modules ${names.join(" ")}: ${chain(e)}`);
       }
@@ -135,7 +175,6 @@ export class Loader {
   }
 }
 
-const WILD = /[*?[]/;
 function literal(pattern: string): string {
   const at = pattern.search(WILD);
   return at < 0 ? pattern : pattern.slice(0, at);

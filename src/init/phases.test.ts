@@ -16,6 +16,8 @@ test("the ground is prepared in this order", () => {
   mkdirat(-100, "/dev/shm", 1023)
   mount("tmpfs", "/dev/shm", "tmpfs", 6, "mode=1777")
   mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 14, "nsdelegate,memory_recursiveprot")
+  mount("/data", "/data", "none", 4096, 0)
+  mount("none", "/data", "none", 1048576, 0)
   mkdirat(-100, "/run/cml", 457)
   mkdirat(-100, "/run/socket", 493)
 limits
@@ -76,6 +78,16 @@ mount("none", "/", "none", 540672, 0)
 mount("tmpfs", "/tmp", "tmpfs", 6, "size=64m,nr_inodes=16k,mode=1777")
 close_range(3, 4294967295, 4)
 execve("/usr/sbin/cmld", [cmld], [A=b])`);
+});
+
+test("a daemon that is started ahead keeps one descriptor more, and is told which", () => {
+  const cmld = { name: "cmld", argv: ["/usr/sbin/cmld"], env: ["A=b"], ahead: true };
+  const end = (gate: number) => program(cmld, 8, gate).slice(-3).map(show).join("\n");
+  expect("\n" + end(9)).toBe(`
+dup3(9, 3, 0)
+close_range(4, 4294967295, 4)
+execve("/usr/sbin/cmld", [cmld], [A=b CML_GATE=3])`);
+  expect(end(3)).toStartWith("fcntl(3, 2, 0)\n"); // it is there already, but would be closed
 });
 
 test("a daemon that ends again and again is started ever later, up to 10 s", () => {
