@@ -15,6 +15,7 @@ import type { Log } from "../sys/journal.ts";
 import { now } from "../sys/now.ts";
 import { SIGINT } from "../sys/process.ts";
 import type { Auditor, Meta, Outcome } from "./audit.ts";
+import { Clock } from "./clock.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
 import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
@@ -22,6 +23,7 @@ import { Containers, type Draft, type Stored, type Taken, uidStart } from "./con
 import type { Daemon, Known, LogPiece, LogSource, StateEvent } from "./control.ts";
 import { loadDeviceId } from "./device.ts";
 import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices.ts";
+import { timeOffset, type Web } from "./download.ts";
 import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import { type GuestOs, GuestOses, type Installation, type Progress } from "./guestos.ts";
 import { hotplug } from "./hotplug.ts";
@@ -113,6 +115,7 @@ export class Manager implements Daemon {
   readonly #m: Machine;
   readonly #store: Containers;
   readonly #oses: GuestOses;
+  readonly #clock: Clock;
   readonly trust: Trust;
   readonly #around: Surroundings;
   #all = new Map<string, Managed>();
@@ -139,10 +142,17 @@ export class Manager implements Daemon {
       taken: machine.taken,
       inUse: () => [...this.#all.values()].filter(runs).map((c) => c.stored.index),
     });
+    const web: Web = { dns: device.host_dns, network: () => this.#network() };
+    this.#clock = new Clock({
+      server: device.ntp_server,
+      ask: (server) => timeOffset(web, server),
+      audit: host.audit,
+      warn: (line) => log.warn(line),
+    });
     this.#oses = new GuestOses({
       folder: join(host.base, "operatingsystems"),
       device,
-      web: { dns: device.host_dns, network: () => this.#network() },
+      web,
       trust: this.trust,
       log: (line) => log.warn(line),
       users: (name, version) =>
@@ -267,7 +277,10 @@ export class Manager implements Daemon {
   #changed(c: Managed, from: State, to: State): void {
     this.#m.log.info(`${shownName(c.config.name)}: ${from} → ${to}${to === "STOPPED" ? ended(c) : ""}`);
     this.#tell(c, to);
-    if (to === "RUNNING") hotplug.running(c.uuid);
+    if (to === "RUNNING") {
+      hotplug.running(c.uuid);
+      void this.#clock.look();
+    }
     const name = AUDITED[to];
     if (name !== undefined) this.#record("SSA", name, c, to === "STOPPED" ? { ...c.exit } : {});
     if (c.isC0 && !this.#m.host.hosted) {

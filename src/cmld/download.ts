@@ -119,7 +119,7 @@ interface Source {
 }
 
 async function sourceOf(web: Web, url: string, from: number): Promise<Source> {
-  if (/^https?:\/\//.test(url)) return await overHttp(web, url, from);
+  if (/^https?:\/\//.test(url)) return await overNetwork(web, url, String(from));
   const path = /^file:\/\/(\/.*)$/.exec(url)?.[1];
   if (path === undefined) throw new Error(`${url}: http://, https:// or file:///… can be fetched`);
   const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -131,6 +131,26 @@ async function sourceOf(web: Web, url: string, from: number): Promise<Source> {
     await close();
     throw e;
   }
+}
+
+/** Bytes of a number. */
+const NUMBER_MAX = 64;
+
+/** Seconds by which a server of the time (RFC 5905) is ahead of this machine's clock. */
+export async function timeOffset(web: Web, server: string): Promise<number> {
+  const { body, end, stop } = await overNetwork(web, `ntp:${server}`);
+  let said = "";
+  for await (const piece of body) {
+    said += Buffer.from(piece).toString("latin1");
+    if (said.length > NUMBER_MAX) {
+      await stop();
+      throw new Error(`${server}: more than a number came`);
+    }
+  }
+  await end();
+  const offset = Number.parseFloat(said);
+  if (!Number.isFinite(offset)) throw new Error(`${server}: no number came`);
+  return offset;
 }
 
 async function* pieces(file: FileHandle, from: number): AsyncIterable<Uint8Array> {
@@ -153,12 +173,12 @@ function settings(dns: string): [path: string, text: string][] {
   ];
 }
 
-async function overHttp(web: Web, url: string, from: number): Promise<Source> {
+async function overNetwork(web: Web, url: string, ...more: string[]): Promise<Source> {
   const [out, errors] = [pipe(), pipe()];
   const network = web.network();
   const child = await confined({
     id: ID,
-    argv: own("fetch", url, String(from)),
+    argv: own("fetch", url, ...more),
     env: ["PATH=/usr/bin", "HOME=/tmp", "LC_ALL=C.UTF-8", "TZ=UTC", "BUN_JSC_forceRAMSize=67108864"],
     writable: [],
     readable: [],

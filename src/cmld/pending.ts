@@ -17,7 +17,6 @@ const DEVICE: readonly Row<DeviceConfig>[] = [
   ["host_gateway", (d) => d.host_gateway !== "", "network cards are core0's, and so are their routes"],
   ["locally_signed_images", (d) => d.locally_signed_images, "signatures can't be verified yet"],
   ["volume_discard", (d) => d.volume_discard, "encrypted volumes are not available yet"],
-  ["ntp_server", (d) => d.ntp_server !== "", "comparing the time is not available yet"],
 ];
 
 const asked = <C>(rows: readonly Row<C>[], c: C): string[] =>

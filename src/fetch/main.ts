@@ -4,7 +4,10 @@
 //
 // Output: one line of JSON, {"from": first byte, "length": bytes that follow, if the server says so}, then the bytes.
 
-const USAGE = "usage: fetch URL [FROM]\n";
+// Or with ntp:SERVER: by how many seconds that server is ahead, as JSON in place of a file.
+import { ask } from "./ntp.ts";
+
+const USAGE = "usage: fetch URL [FROM] | fetch ntp:SERVER\n";
 
 /** A server that says nothing for so long is given up. */
 const SILENCE_MS = 60_000;
@@ -17,6 +20,13 @@ async function written(bytes: Uint8Array): Promise<void> {
 
 export async function main(args: string[]): Promise<number> {
   const [url = "", from = "0"] = args;
+  if (args.length === 1 && url.startsWith("ntp:")) {
+    const offset = await ask(url.slice("ntp:".length)).catch((cause) => {
+      throw new Error(url, { cause });
+    });
+    await written(Buffer.from(`{"from": 0}\n${offset}\n`));
+    return 0;
+  }
   if (args.length < 1 || args.length > 2 || !/^https?:\/\//.test(url) || !/^\d{1,15}$/.test(from)) {
     process.stderr.write(USAGE);
     return 255;

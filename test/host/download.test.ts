@@ -2,11 +2,12 @@
 // fetched again.
 import { afterAll, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
+import { createSocket } from "node:dgram";
 import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { download, type Wanted, type Web } from "../../src/cmld/download.ts";
+import { download, timeOffset, type Wanted, type Web } from "../../src/cmld/download.ts";
 import { chain } from "../../src/sys/error.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "download-"));
@@ -138,3 +139,29 @@ test("a refusal has one reason, and leaves no image", async () => {
     /resolve|connect|DNS|getaddrinfo/i,
   );
 });
+
+test("how far a server of the time is ahead, asked from the same room; one that does not answer", async () => {
+  const EPOCH = 2_208_988_800; // RFC 5905: NTP begins in 1900
+  using silent = await udp(() => undefined);
+  using ahead = await udp((question) => {
+    const answer = Buffer.alloc(48);
+    answer.set([(4 << 3) | 4, 2]);
+    question.copy(answer, 24, 40, 48);
+    for (const at of [32, 40]) answer.writeUInt32BE(Math.floor(Date.now() / 1000) + 7200 + EPOCH, at);
+    return answer;
+  });
+  const late = timeOffset(web, silent.address).then(() => "answered", chain);
+  const offset = await timeOffset(web, ahead.address);
+  expect(Math.abs(offset - 7200)).toBeLessThan(5);
+  expect(await late).toBe(`ntp:${silent.address}: no answer`);
+}, 30_000);
+
+async function udp(answer: (question: Buffer) => Buffer | undefined) {
+  const socket = createSocket("udp4");
+  socket.on("message", (question, from) => {
+    const said = answer(question);
+    if (said) socket.send(said, from.port, from.address);
+  });
+  await new Promise<void>((bound) => socket.bind(0, "127.0.0.1", bound));
+  return { address: `127.0.0.1:${socket.address().port}`, [Symbol.dispose]: () => void socket.close() };
+}
