@@ -6,6 +6,7 @@
 import { expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import * as proto from "../../proto/gen/proto.js";
+import { broken, Chance, SEED } from "../../test/chance.ts";
 import { counts } from "../../test/counts.ts";
 import { judgeDevice } from "../../test/extended.ts";
 import { FRAME_MAX_GUEST, frame, Unframer } from "../lib/frame.ts";
@@ -35,58 +36,12 @@ import { isNodePath } from "./nodes.ts";
 import { bounded, RECORD_MAX } from "./trail.ts";
 import { usbDevice } from "./usb.ts";
 
-const SEED = 20_261_121;
 /** One input may take so long, and a whole target hold so much more than before. */
 const INPUT_MS = 1000;
 const HELD_MAX = 256 * 2 ** 20;
 
 const golden = new URL("../../test/data/golden/", import.meta.url).pathname;
 const classes = proto as unknown as Record<string, MessageClass>;
-
-/** mulberry32, a public-domain generator of 32-bit numbers. */
-class Chance {
-  #state: number;
-  constructor(seed: number) {
-    this.#state = seed;
-  }
-  below(n: number): number {
-    this.#state = (this.#state + 0x6d2b79f5) | 0;
-    let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * n);
-  }
-  of<T>(list: readonly T[]): T {
-    return list[this.below(list.length)]!;
-  }
-  bytes(n: number): Buffer {
-    return Buffer.from(Array.from({ length: n }, () => this.below(256)));
-  }
-}
-
-/** A few random wounds: bits, cuts, repetitions, pieces of other inputs and words that mean something. */
-function broken(chance: Chance, seeds: readonly Buffer[], words: readonly Buffer[]): Buffer {
-  let bytes = Buffer.from(chance.of(seeds));
-  for (let wounds = 1 + chance.below(4); wounds > 0; wounds--) {
-    const at = chance.below(bytes.length + 1);
-    const until = Math.min(bytes.length, at + chance.below(chance.below(8) === 0 ? 4096 : 16));
-    const [before, piece, after] = [bytes.subarray(0, at), bytes.subarray(at, until), bytes.subarray(until)];
-    const replacement = [
-      () => Buffer.alloc(0),
-      () => Buffer.concat([piece, piece]),
-      () => chance.bytes(chance.below(12)),
-      () => Buffer.from(piece.map((b) => b ^ (1 << chance.below(8)))),
-      () => chance.of(words),
-      () => Buffer.concat(Array.from({ length: chance.below(200) }, () => chance.of(words))),
-      () => {
-        const other = chance.of(seeds);
-        const start = chance.below(other.length + 1);
-        return other.subarray(start, start + chance.below(64));
-      },
-    ];
-    bytes = Buffer.concat([before, chance.of(replacement)(), after]);
-  }
-  return bytes;
-}
 
 const OURS = [BadMessage, BadText, BadConfig, BadReply, BadRule];
 
