@@ -55,7 +55,9 @@ export const limits: Module = {
       score(s.isC0 ? CORE0_SCORE : 0);
     } catch (e) {
       if (!s.isC0 || !isErrno(e, EACCES)) throw e;
-      s.host.warnOnce("core0 is protected from want of memory no more than others: CAP_SYS_RESOURCE is missing");
+      s.host.warnOnce(
+        "core0 is protected from want of memory no more than others: CAP_SYS_RESOURCE is missing",
+      );
       score(0);
     }
   },
