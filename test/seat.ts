@@ -67,6 +67,13 @@ export class Seat implements AsyncDisposable {
   resize(size: WindowSize): void {
     now(setWindow(this.master.n, size));
   }
+  /** Look away: the terminal takes what it holds, and no more. */
+  lookAway(): void {
+    this.#watch.pause();
+  }
+  lookAgain(): void {
+    this.#watch.resume();
+  }
   ended(): Promise<Ended> {
     return this.#over;
   }

@@ -110,6 +110,59 @@ test("at a terminal: its size, Ctrl-C, and the settings afterwards", async () =>
   expect(user.settings).toEqual(settings);
 });
 
+test("a terminal that stands still: nothing is lost, and nobody else waits", async () => {
+  const last = 60_000;
+  await using user = new Seat(
+    words(...busybox("seq", "1", String(last))),
+    ["TERM=xterm", "PATH=/usr/bin:/bin"],
+    {
+      rows: 31,
+      columns: 97,
+    },
+  );
+  await user.sees("1\r\n");
+  user.lookAway();
+  for (let i = 0; i < 3; i++)
+    expect(await control(busybox("echo", "quick"))).toMatchObject({ stdout: "quick\r\n", exit: 0 });
+  expect(user.text).not.toContain(`\n${last}\r\n`);
+  user.lookAgain();
+  expect(await user.ended()).toEqual({ status: 0 });
+  expect(user.text).toBe(Array.from({ length: last }, (_, i) => `${i + 1}\r\n`).join(""));
+});
+
+test("many clients in one container: each has its own input, output and status", async () => {
+  const script = 'read word; echo "$1 $word"; exit $1';
+  const all = Array.from({ length: 12 }, (_, i) => i);
+  const said = await Promise.all(
+    all.map((i) =>
+      control(
+        ["run", "--no-tty", "web", "/bin/busybox", "sh", "-c", script, "sh", `${i}`],
+        Buffer.from(`word${i}\n`),
+      ),
+    ),
+  );
+  expect(said.map(({ stdout, exit }) => [stdout, exit])).toEqual(all.map((i) => [`${i} word${i}\n`, i]));
+});
+
+test("what stands after the container is the command's, options and all", async () => {
+  const { stdout } = await control([
+    "run",
+    "--no-tty",
+    "web",
+    "/bin/busybox",
+    "echo",
+    "--user",
+    "x",
+    "--help",
+    "--",
+    "-s",
+  ]);
+  expect(stdout).toBe("--user x --help -- -s\n");
+  expect(await control(["run", "web", "nopty", "/bin/busybox", "echo", "nopty"])).toMatchObject({
+    stdout: "nopty\n",
+  });
+});
+
 test("a container that is stopped ends what runs in it", async () => {
   await cmld.create("short");
   await control(["start", "--wait", "short"]);
