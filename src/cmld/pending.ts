@@ -15,7 +15,6 @@ const CONTAINER: readonly Row<ContainerConfig>[] = [
 const DEVICE: readonly Row<DeviceConfig>[] = [
   ["host_addr", (d) => d.host_addr !== "", "network cards are core0's, and so are their addresses"],
   ["host_gateway", (d) => d.host_gateway !== "", "network cards are core0's, and so are their routes"],
-  ["locally_signed_images", (d) => d.locally_signed_images, "signatures can't be verified yet"],
   ["volume_discard", (d) => d.volume_discard, "encrypted volumes are not available yet"],
 ];
 
