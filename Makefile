@@ -172,8 +172,8 @@ soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack ## hundred
 	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine races
 soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack $(OUT)/storm ## cmld and PID 1 killed again and again: nothing is lost
 	CML_SOAK=1 $(BUN) test/run.ts crash crashinit
-soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## network links plugged in and out 100 times while containers start and stop
-	CML_SOAK=1 $(BUN) test/run.ts hotplug
+soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cards and USB devices plugged in and out 100 times while containers start and stop
+	CML_SOAK=1 $(BUN) test/run.ts hotplug hotplugmachine
 soak-power: $(OUT)/test/initramfs.cpio guests ## power cuts: real ones, and disks rebuilt as they were at 200 moments
 	CML_SOAK=1 $(BUN) test/run.ts power powermachine
 soak-fuzz: $(OUT)/cml guests $(OUT)/attack $(OUT)/storm ## 60 s of broken bytes for each parser, fixed seed

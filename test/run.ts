@@ -41,6 +41,7 @@ const GROUPS: Record<string, Group> = {
   crash: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "kill -9|next cmld|next one" },
   crashinit: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "fatal signal" },
   hotplug: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "hot-plug" },
+  hotplugmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "hot-plug" },
   power: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "power cuts" },
   powermachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "power cuts" },
   fuzz: { paths: ["src", "test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "fuzz" },

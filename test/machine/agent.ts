@@ -7,12 +7,14 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   readSync,
   statSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
 import { connect } from "node:net";
+import { join } from "node:path";
 
 export const PORT = "cml.agent";
 
@@ -20,6 +22,8 @@ export const PORT = "cml.agent";
 export interface Calls {
   read: { ask: { path: string }; answer: string };
   list: { ask: { path: string }; answer: string[] };
+  /** What a process has open, as /proc shows it. */
+  descriptors: { ask: { pid: number }; answer: string[] };
   write: { ask: { path: string; text: string }; answer: null };
   stat: { ask: { path: string }; answer: { size: number; mode: number; uid: number; mtimeMs: number } };
   hash: { ask: { path: string }; answer: string };
@@ -44,6 +48,8 @@ async function answer(r: Request): Promise<unknown> {
       return readFileSync(r.path, "utf8");
     case "list":
       return readdirSync(r.path).sort();
+    case "descriptors":
+      return descriptors(`/proc/${r.pid}/fd`);
     case "write":
       writeFileSync(r.path, r.text);
       return null;
@@ -63,6 +69,17 @@ async function answer(r: Request): Promise<unknown> {
     case "run":
       return await run(r.argv, r.stdin ?? "", r.env ?? {});
   }
+}
+
+function descriptors(folder: string): string[] {
+  return readdirSync(folder).flatMap((name) => {
+    try {
+      return [readlinkSync(join(folder, name))];
+    } catch (e) {
+      if ((e as NodeJS.ErrnoException).code !== "ENOENT") throw e; // closed meanwhile
+      return [];
+    }
+  });
 }
 
 /** /dev/kmsg gives one record a read (Documentation/ABI/testing/dev-kmsg): level, number, microseconds; text. */
