@@ -154,6 +154,7 @@ const F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h
  * each program that a shell starts to read the rest of its input.
  */
 const END_OF_INPUT = new Uint8Array(8).fill(4);
+const END_AGAIN_MS = 500;
 const ID_MAX = 65535; // of a container's range
 const RETURNED = 2; // where the process leaves its terminal's master for us: standard error, not in use yet
 
@@ -348,6 +349,8 @@ class Running implements Session {
   /** Bytes that are passed on after the end: what a pipe or a terminal can hold. */
   #left = LAST_MAX;
   #patience: Timer | undefined;
+  /** Says the end of a terminal's input again. */
+  #again: Timer | undefined;
   #window: { rows: number; columns: number } | undefined;
   #result: Result | undefined;
   #over = false;
@@ -530,6 +533,7 @@ class Running implements Session {
   }
 
   #close(): void {
+    clearInterval(this.#again);
     this.#reading?.[Symbol.dispose]();
     this.#writing?.[Symbol.dispose]();
     this.#from?.close();
@@ -554,7 +558,16 @@ class Running implements Session {
 
   endInput(): void {
     if (this.#over || this.#inputEnds) return;
-    if (this.request.pty) this.input(END_OF_INPUT);
+    if (this.request.pty) {
+      this.input(END_OF_INPUT);
+      // A shell that changes its terminal's settings at this moment has it thrown away, and would wait for ever.
+      this.#again = setInterval(() => {
+        if (this.#waiting.length > 0) return;
+        this.#waiting.push(lasting(END_OF_INPUT));
+        this.#waitingBytes += END_OF_INPUT.length;
+        this.#write();
+      }, END_AGAIN_MS);
+    }
     this.#inputEnds = true;
     this.#write();
   }
