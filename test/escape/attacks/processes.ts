@@ -153,6 +153,8 @@ export const processes: readonly Attack[] = [
     row: 1,
     name: "tracing a process while it joins, and reading what it has open",
     attempt: spied("attack spy 2", (c) => c.run("true")),
+    // On the development host (Linux 6.18) it has come to stand still, why is not known yet; in the machine it ends.
+    only: "machine",
     proof: {
       exec(ops) {
         const at = position(ops, /^setgroups\(0, 0\)/);
