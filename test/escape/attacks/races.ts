@@ -37,6 +37,8 @@ async function race(one: (i: number, root: string) => Op[], confined: boolean): 
       const found = readdirSync(bait);
       if (found.length > 0) return `won: ${found.length} outside after ${from + BATCH}`;
     }
+    racer.kill(); // else the two may change places between the two looks
+    await racer.exited;
     const within = readdirSync(join(root, "a")).length + readdirSync(join(root, "z")).length;
     return within > 0 ? `held: ${within} inside` : "won: nothing at all was made";
   } finally {
