@@ -366,4 +366,5 @@ export class Containers {
 }
 
 /** As drawn; whoever makes the link clears the multicast bit and sets the local one. */
-const randomMac = (): string => [...randomBytes(6)].map((b) => b.toString(16).padStart(2, "0")).join(":");
+export const randomMac = (): string =>
+  [...randomBytes(6)].map((b) => b.toString(16).padStart(2, "0")).join(":");

@@ -23,6 +23,7 @@ import {
   dup3,
   execve,
   exit,
+  F_DUPFD_CLOEXEC,
   fchown,
   fcntl,
   ioctl,
@@ -148,7 +149,6 @@ const MFD_CLOEXEC = 1; // linux/memfd.h
 const PR_SET_DUMPABLE = 4; // linux/prctl.h
 const [TIOCSCTTY, TIOCSPTLCK, TIOCGPTPEER] = [0x540e, 0x40045431, 0x5441]; // asm-generic/ioctls.h
 const F_SETFL = 4; // asm-generic/fcntl.h
-const F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h
 /**
  * VEOF of a new terminal, several times: a terminal has no end that lasts. Half a line needs one of its own, and so does
  * each program that a shell starts to read the rest of its input.

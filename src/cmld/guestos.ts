@@ -269,7 +269,7 @@ export class GuestOses {
           });
           brought.push(file);
         }
-        const still = (await wrongSize(os, image)) ?? (await wrongHash(os, image));
+        const still = await wrongSize(os, image); // the hash was looked at on the way
         if (still) throw new Error(still);
       }
       if (os.config.mounts.some((m) => m.mount_type === FLASH))

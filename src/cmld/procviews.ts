@@ -47,7 +47,7 @@ import { type Op, Reg } from "../sys/op.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, openProcess, SIGKILL, startTime } from "../sys/process.ts";
 import type { Host, Process } from "./module.ts";
-import { CAPABILITIES } from "./modules/caps.ts";
+import { bounded } from "./modules/caps.ts";
 
 const PROGRAM = "/usr/bin/lxcfs";
 /** Where Debian's package mounts the host's. */
@@ -77,7 +77,7 @@ const [AGAIN_MS, AGAIN_MAX_MS] = [100, 10_000];
 /** What was never ready after so many starts will not be. */
 const TRIES = 5;
 const BIND_MS = 5_000;
-const [PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS] = [24, 38]; // linux/prctl.h
+const PR_SET_NO_NEW_PRIVS = 38; // linux/prctl.h
 const UMOUNT_NOFOLLOW = 8; // linux/fs.h
 const LOCKED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 
@@ -109,9 +109,7 @@ const program = (folder: string, pidFile: string): Op[] => [
   setsid(),
   openat(AT_FDCWD, "/dev/null", O_RDONLY, 0, NULL),
   dup3(NULL, 0),
-  ...CAPABILITIES.flatMap((name, n) =>
-    KEPT.has(name) ? [] : [{ ...prctl(PR_CAPBSET_DROP, n), allow: EINVAL }],
-  ),
+  ...bounded(KEPT),
   prctl(PR_SET_NO_NEW_PRIVS, 1),
   cloexecFrom(3),
   execve(

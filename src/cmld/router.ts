@@ -44,6 +44,7 @@ import {
 import { exists, removal, remove, replace, replacement } from "../sys/nft.ts";
 import { moveRadio } from "../sys/nl80211.ts";
 import { type ContainerConfig, isInterface, parseMac } from "./config.ts";
+import { randomMac } from "./containers.ts";
 import { cardFence, fence, fenceOf, GROUP, ROUTER, routerRules } from "./fences.ts";
 import type { Owned } from "./ledger.ts";
 import type { Host, Start } from "./module.ts";
@@ -185,11 +186,6 @@ const gateway = (v: Veth): string => `172.23.${v.subnet}.1`;
 const guestAddress = (v: Veth): string => `172.23.${v.subnet}.2`;
 
 // --- names, addresses --------------------------------------------------------
-
-const randomMac = (): string =>
-  Buffer.from(crypto.getRandomValues(new Uint8Array(6)))
-    .toString("hex")
-    .replace(/..\B/g, "$&:");
 
 /** Masked at use: not a multicast address, locally administered (IEEE 802). "" and what is none: a random one. */
 export function usableMac(text: string): string {

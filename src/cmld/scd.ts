@@ -6,7 +6,7 @@ import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { confined } from "../run/confined.ts";
 import { type Ended, reap } from "../run/launch.ts";
-import { own } from "../run/self.ts";
+import { own, RUNTIME } from "../run/self.ts";
 import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd, pipe } from "../sys/fd.ts";
@@ -55,9 +55,7 @@ const ENVIRONMENT = [
   "HOME=/tmp",
   "LC_ALL=C.UTF-8",
   "TZ=UTC",
-  "BUN_JSC_useDFGJIT=0",
-  "BUN_JSC_useConcurrentJIT=0",
-  "BUN_JSC_forceRAMSize=67108864",
+  ...RUNTIME,
 ];
 const ALGORITHMS = { sha1: HashAlgo.SHA1, sha256: HashAlgo.SHA256 } as const;
 

@@ -6,6 +6,7 @@ import type { Ended } from "../run/launch.ts";
 import {
   AF_UNIX,
   connectUnix,
+  F_DUPFD_CLOEXEC,
   fcntl,
   SOCK_DGRAM,
   SOCK_NONBLOCK,
@@ -33,7 +34,6 @@ export interface Store {
 
 const VERSION = 1;
 const ANSWER_MAX = 160 * 1024; // 1024 names of 127 bytes
-const F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h
 const FIRST = 3; // the first descriptor of LISTEN_FDS, sd_listen_fds(3)
 
 const copy = (fd: Fd): Fd => new Fd(now(fcntl(fd.n, F_DUPFD_CLOEXEC, FIRST)));

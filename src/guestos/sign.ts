@@ -1,10 +1,10 @@
 // A detached signature beside what it signs: NAME.conf, NAME.sig (raw), NAME.cert (PEM: the signer, then its
 // intermediates), as the original's sign_config writes them (spec/security.md 2.1, 2.2).
-import { renameSync, writeFileSync } from "node:fs";
 import { readBundle } from "../pki/certificates.ts";
 import { Scope } from "../pki/crypto.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { matches, type Revocation, type Signed, verify } from "../pki/verify.ts";
+import { writeAtomic } from "../sys/file.ts";
 import type { Values } from "../tool/commands.ts";
 
 /** The passphrase of an encrypted key, as the original's tools take it; never on a command line. */
@@ -17,11 +17,6 @@ export function beside(conf: string, extension: "sig" | "cert"): string {
 }
 
 const bytesOf = (path: string): Promise<Uint8Array> => Bun.file(path).bytes();
-
-function replace(path: string, bytes: Uint8Array): void {
-  writeFileSync(`${path}.new`, bytes);
-  renameSync(`${path}.new`, path);
-}
 
 export interface Signer {
   /** Path of a PEM file. */
@@ -48,8 +43,8 @@ export async function sign(conf: string, { key: keyFile, certs }: Signer): Promi
   const signature = key.sign(data);
   if (!matches(signer!, data, signature))
     throw new Error(`${keyFile}: it is not the key of the first certificate in ${certs[0]}`);
-  replace(sig, signature);
-  replace(cert, bundle);
+  await writeAtomic(sig, signature, 0o644);
+  await writeAtomic(cert, bundle, 0o644);
   return [sig, cert];
 }
 

@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
 import { type Ended, launch } from "../run/launch.ts";
+import { RUNTIME } from "../run/self.ts";
 import {
   AT_FDCWD,
   CLONE_NEWNS,
@@ -63,9 +64,7 @@ const ENVIRONMENT = [
   "TZ=UTC",
   `NOTIFY_SOCKET=${NOTIFY}`,
   `WATCHDOG_USEC=${SILENCE_MS * 1000}`,
-  "BUN_JSC_useDFGJIT=0",
-  "BUN_JSC_useConcurrentJIT=0",
-  "BUN_JSC_forceRAMSize=67108864",
+  ...RUNTIME,
 ];
 
 export const DAEMONS: readonly Description[] = [

@@ -4,11 +4,12 @@
 import { lstatSync, readlinkSync, realpathSync } from "node:fs";
 import { chown, readdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { compile, errnoVerdict, fprog, RET_ALLOW, type Verdict } from "../sys/bpf.ts";
+import { type Arch, AUDIT_ARCH, compile, errnoVerdict, fprog, RET_ALLOW, type Verdict } from "../sys/bpf.ts";
 import * as sys from "../sys/calls.ts";
-import { EINVAL, SysError } from "../sys/error.ts";
+import { EINVAL, ENOSYS, EPERM, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Struct } from "../sys/mem.ts";
+import { loadFilter } from "../sys/notify.ts";
 import { attempt, now } from "../sys/now.ts";
 import { NR } from "../sys/numbers.ts";
 import { type Call, type Op, Reg } from "../sys/op.ts";
@@ -58,7 +59,6 @@ const CALLS = (
   "statx symlinkat sysinfo tgkill times timerfd_create timerfd_settime umask uname unlink unlinkat utimensat vfork wait4 waitid write writev"
 ).split(" ") as Call[];
 
-const [EPERM, ENOSYS] = [1, 38];
 /** linux/socket.h: UNIX; with a network INET, INET6 and NETLINK, which libc asks for the addresses of this machine. */
 const FAMILIES = { without: [1], with: [1, 2, 10, 16] };
 /** linux/sched.h: every CLONE_NEW… flag that clone(2) takes. */
@@ -67,9 +67,8 @@ const CLONE_NEW = 0x7e020000;
 const IOCTLS = [0x5401, 0x5413, 0x541b, 0x5421, 0x5450, 0x5451, 0x40049409];
 /** linux/prctl.h: PR_SET_NAME, PR_GET_NAME, PR_SET_DUMPABLE, PR_GET_DUMPABLE, PR_SET_VMA, PR_SET_THP_DISABLE, PR_SET_TIMERSLACK. */
 const PRCTLS = [15, 16, 4, 3, 0x53564d41, 41, 29];
-const AUDIT_ARCH: Readonly<Record<string, number>> = { x64: 0xc000003e, arm64: 0xc00000b7 }; // linux/audit.h
 
-function filter(network: boolean): Op {
+function filter(network: boolean): Op[] {
   const verdicts = new Map<number, Verdict>();
   const set = (call: Call, verdict: Verdict) => {
     const n = NR[call][process.arch === "arm64" ? 1 : 0];
@@ -85,13 +84,10 @@ function filter(network: boolean): Op {
   if (network) for (const call of ["sendmmsg", "recvmmsg"] as const) set(call, RET_ALLOW);
   set("ioctl", { when: { arg: 1, in: IOCTLS }, yes: RET_ALLOW, no: refused });
   set("prctl", { when: { arg: 0, in: PRCTLS }, yes: RET_ALLOW, no: refused });
-  const program = compile(AUDIT_ARCH[process.arch]!, verdicts, refused);
-  const SECCOMP_SET_MODE_FILTER = 1; // linux/seccomp.h
-  return { call: "seccomp", args: [SECCOMP_SET_MODE_FILTER, 0, fprog(program)] };
+  return loadFilter(fprog(compile(AUDIT_ARCH[process.arch as Arch], verdicts, refused)));
 }
 
 const GUARDED = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC;
-const AT_RECURSIVE = 0x8000; // linux/fcntl.h
 
 /** The folder as a mount whose root is our daemon's user: what belongs to root on the disk belongs to it inside. */
 async function lent(path: string, readOnly: boolean, ids: Fd, id: number): Promise<Fd> {
@@ -130,7 +126,6 @@ function shown(path: string): Op[] {
   const inside = path.slice(1);
   const at = made(dirname(path));
   if (there.isSymbolicLink()) return [...at, sys.symlinkat(readlinkSync(path), sys.AT_FDCWD, inside)];
-  const MS_BIND = 4096; // linux/mount.h
   const place: Op[] = there.isDirectory()
     ? [sys.mkdir(inside, 0o755)]
     : [{ call: "mknodat", args: [sys.AT_FDCWD, inside, 0o100644, 0] }];
@@ -140,17 +135,8 @@ function shown(path: string): Op[] {
   return [
     ...at,
     ...place,
-    sys.mount(path, inside, "none", MS_BIND | sys.MS_REC),
-    {
-      call: "mount_setattr",
-      args: [
-        sys.AT_FDCWD,
-        inside,
-        AT_RECURSIVE,
-        { data: new Struct(32).u64(attributes).u64(0).u64(0).u64(0).bytes, text: `{set=${attributes}}` },
-        32,
-      ],
-    },
+    sys.mount(path, inside, "none", sys.MS_BIND | sys.MS_REC),
+    sys.mountSetattrAt(sys.AT_FDCWD, inside, sys.AT_RECURSIVE, attributes),
   ];
 }
 
@@ -191,16 +177,7 @@ export async function confined(c: Confinement): Promise<Child> {
     sys.pivotRoot(".", "."),
     sys.umount2(".", sys.MNT_DETACH),
     sys.chdir("/"),
-    {
-      call: "mount_setattr",
-      args: [
-        sys.AT_FDCWD,
-        "/",
-        0,
-        { data: new Struct(32).u64(sys.MOUNT_ATTR_RDONLY).u64(0).u64(0).u64(0).bytes, text: "{set=ro}" },
-        32,
-      ],
-    },
+    sys.mountSetattrAt(sys.AT_FDCWD, "/", 0, sys.MOUNT_ATTR_RDONLY),
     sys.openat(sys.AT_FDCWD, "/dev/null", sys.O_RDONLY, 0, NULL),
     sys.dup3(c.output, 1),
     sys.dup3(c.errors ?? c.output, 2),
@@ -218,7 +195,7 @@ export async function confined(c: Confinement): Promise<Child> {
     sys.setresuid(c.id), // with it go all capabilities (capabilities(7))
     ...(c.mortal ? [sys.prctl(PR.pdeathsig, SIGKILL)] : []),
     sys.prctl(PR.noNewPrivileges, 1),
-    filter(c.network !== undefined),
+    ...filter(c.network !== undefined),
     ...sys.closeAllBut([...(c.listening ? [FIRST_LISTENING] : []), report]),
     sys.execve(c.argv[0]!, c.argv, [...c.env, ...(c.listening ? ["LISTEN_PID=1", "LISTEN_FDS=1"] : [])]),
   ];

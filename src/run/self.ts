@@ -13,6 +13,13 @@ export const ownFiles = (): string[] => [
   ...(compiled ? [] : [sources, join(sources, "node_modules")]),
 ];
 
+/** How the runtime is set for a daemon: docs/decisions/runtime-settings.md. */
+export const RUNTIME = [
+  "BUN_JSC_useDFGJIT=0",
+  "BUN_JSC_useConcurrentJIT=0",
+  "BUN_JSC_forceRAMSize=67108864",
+] as const;
+
 /** argv of `cml PROGRAM …`: the executable that runs, or the runtime with our source when it is not compiled. */
 export const own = (program: string, ...args: string[]): string[] => [
   process.execPath,

@@ -28,6 +28,10 @@ export const RET_USER_NOTIF = 0x7fc00000;
 const RET_ERRNO = 0x00050000;
 export const errnoVerdict = (errno: number): number => RET_ERRNO | errno;
 
+export type Arch = "x64" | "arm64";
+/** linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64. */
+export const AUDIT_ARCH: Readonly<Record<Arch, number>> = { x64: 0xc000003e, arm64: 0xc00000b7 };
+
 // struct seccomp_data
 const NR_AT = 0;
 const ARCH_AT = 4;

@@ -10,6 +10,7 @@ export type At = number | Reg;
 
 export const AT_FDCWD = -100; // linux/fcntl.h
 export const AT_EMPTY_PATH = 0x1000;
+export const AT_RECURSIVE = 0x8000;
 export const AT_SYMLINK_NOFOLLOW = 0x100;
 export const AT_REMOVEDIR = 0x200;
 
@@ -233,11 +234,21 @@ const mountAttr = (set: number, clear: number, userns: number): Data => ({
   data: new Struct(32).u64(set).u64(clear).u64(0).u64(userns).bytes,
   text: `{attr_set=${set}, attr_clr=${clear}${userns > 0 ? `, userns_fd=${userns}` : ""}}`,
 });
-/** mount_setattr(2) on the mount that `fd` is open on. `userns`: descriptor of a user namespace, with MOUNT_ATTR_IDMAP. */
-export const mountSetattr = (fd: At, set: number, clear = 0, userns = 0, flags = AT_EMPTY_PATH): Op => ({
+/** mount_setattr(2) on the mount at `path`, seen from `dir`. */
+export const mountSetattrAt = (
+  dir: At,
+  path: string,
+  flags: number,
+  set: number,
+  clear = 0,
+  userns = 0,
+): Op => ({
   call: "mount_setattr",
-  args: [fd, "", flags, mountAttr(set, clear, userns), 32],
+  args: [dir, path, flags, mountAttr(set, clear, userns), 32],
 });
+/** The same on the mount that `fd` is open on. `userns`: descriptor of a user namespace, with MOUNT_ATTR_IDMAP. */
+export const mountSetattr = (fd: At, set: number, clear = 0, userns = 0, flags = AT_EMPTY_PATH): Op =>
+  mountSetattrAt(fd, "", flags, set, clear, userns);
 export const fsopen = (type: string, save?: Reg): Op => ({
   call: "fsopen",
   args: [type, 1],

@@ -8,6 +8,7 @@ import { mem, Struct } from "./mem.ts";
 import { attempt } from "./now.ts";
 import { NR } from "./numbers.ts";
 import { type Call, type Data, type Op, Reg, show } from "./op.ts";
+import { rights } from "./scm.ts";
 
 // linux/seccomp.h
 const [NOTIF_RECV, NOTIF_SEND, NOTIF_ID_VALID] = [0xc0502100, 0xc0182101, 0x40082102];
@@ -89,28 +90,6 @@ function listenerFlags(): number {
 }
 
 const LISTENER = new Reg(0);
-const [SOL_SOCKET, SCM_RIGHTS] = [1, 1]; // linux/socket.h
-const number = (n: number): Data => ({ data: new Struct(4).i32(n).bytes, text: String(n) });
-
-/** struct msghdr: one byte, and beside it a descriptor. */
-function rights(fd: number): Data {
-  const byte: Data = { data: mem(1), text: "" };
-  const vector: Data = { data: new Struct(16).u64(0).u64(1).bytes, text: "", pointers: [[0, byte]] };
-  const control: Data = {
-    data: new Struct(24).u64(20).i32(SOL_SOCKET).i32(SCM_RIGHTS).raw(number(fd).data).bytes,
-    text: "",
-  };
-  const header = new Struct(56).skip(16).u64(0).u64(1).u64(0).u64(24).bytes;
-  return {
-    data: header,
-    text: `{SCM_RIGHTS=[${fd}]}`,
-    pointers: [
-      [16, vector],
-      [32, control],
-    ],
-  };
-}
-
 /** Of a SEQPACKET pair, as the child has them: the listener travels through it. */
 export interface Ends {
   readonly ours: number;
@@ -126,7 +105,7 @@ export function loadFilter(filter: Data, ends?: Ends): Op[] {
   return [
     { call: "seccomp", args: [SET_MODE_FILTER, listenerFlags(), filter], save: LISTENER },
     dup3(LISTENER, ours, O_CLOEXEC), // a message names a descriptor by a number that we know
-    { call: "sendmsg", args: [theirs, rights(ours), 0], want: 1 },
+    { call: "sendmsg", args: [theirs, rights(ours, `{SCM_RIGHTS=[${ours}]}`), 0], want: 1 },
     ...[LISTENER, ours, theirs].map((fd): Op => ({ call: "close", args: [fd] })),
   ];
 }

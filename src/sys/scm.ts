@@ -66,8 +66,8 @@ export function sendMessage(
   void m.keep;
 }
 
-/** A child's way to hand a descriptor to its parent: one message of one byte. */
-export function handOver(socket: At, fd: number): Op {
+/** struct msghdr: one byte, and beside it a descriptor, printed as `text`. */
+export function rights(fd: number, text: string): Data {
   const byte: Data = { data: new Uint8Array(1), text: "[0]" };
   const vector: Data = { data: new Struct(16).skip(8).u64(1).bytes, text: "", pointers: [[0, byte]] };
   const control: Data = {
@@ -78,16 +78,22 @@ export function handOver(socket: At, fd: number): Op {
       .i32(fd).bytes,
     text: "",
   };
-  const message: Data = {
+  return {
     data: new Struct(56).skip(24).u64(1).skip(8).u64(control.data.length).bytes,
-    text: `{SCM_RIGHTS, [${fd}]}`,
+    text,
     pointers: [
       [16, vector],
       [32, control],
     ],
   };
-  return { call: "sendmsg", args: [socket, message, MSG_NOSIGNAL], want: 1 };
 }
+
+/** A child's way to hand a descriptor to its parent: one message. */
+export const handOver = (socket: At, fd: number): Op => ({
+  call: "sendmsg",
+  args: [socket, rights(fd, `{SCM_RIGHTS, [${fd}]}`), MSG_NOSIGNAL],
+  want: 1,
+});
 
 /** Send one message as if user and group `id` had sent it: root may say so (unix(7), SCM_CREDENTIALS). */
 export function sendAs(socket: Fd, bytes: Uint8Array, id: number): void {

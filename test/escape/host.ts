@@ -20,6 +20,7 @@ import {
   type Ground,
   type Guest,
   type Inside,
+  inside,
   PRELUDE,
   Refused,
   refusal,
@@ -212,17 +213,7 @@ export class Host implements AsyncDisposable {
     const { attempt, guest = ATTACKER } = attack;
     const ground = this.ground();
     if (typeof attempt === "function") return verdict(await attempt(ground));
-    let c: Inside;
-    try {
-      c = await ground.start(guest);
-    } catch (e) {
-      return refusal(e);
-    }
-    try {
-      return verdict(await c.run(PRELUDE + attempt));
-    } finally {
-      await c.end();
-    }
+    return await inside(ground, guest, attempt);
   }
 
   /** … in ones that are composed here; `weak`: of less than the product is. */

@@ -22,9 +22,9 @@ import {
   type Guest,
   type How,
   type Inside,
+  inside,
   PRELUDE,
   Refused,
-  refusal,
   SECRET,
   verdict,
 } from "./attack.ts";
@@ -179,17 +179,7 @@ export class Machine implements AsyncDisposable {
       this.#attacker ??= await this.#start(guest);
       return verdict(await this.#attacker.run(PRELUDE + attempt));
     }
-    let c: Inside;
-    try {
-      c = await this.#start(guest);
-    } catch (e) {
-      return refusal(e);
-    }
-    try {
-      return verdict(await c.run(PRELUDE + attempt));
-    } finally {
-      await c.end();
-    }
+    return await inside(this.ground, guest, attempt);
   }
   #attacker: Inside | undefined;
 }

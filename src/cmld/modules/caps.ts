@@ -117,6 +117,12 @@ function sets(kept: readonly number[]): Data {
 
 const KEYCTL_JOIN_SESSION_KEYRING = 1; // linux/keyctl.h
 
+/** Take from the bounding set all but these; what this kernel does not know cannot be had either: EINVAL. */
+export const bounded = (kept: ReadonlySet<string>): Op[] =>
+  CAPABILITIES.flatMap((name, n) =>
+    kept.has(name) ? [] : [{ ...prctl(PR_CAPBSET_DROP, n), allow: EINVAL }],
+  );
+
 /** The calling process, which is root in the container's user namespace, and all that it will start: bounded, and
  * without the daemon's keys. */
 export function capsOps(grant: Grant): Op[] {
@@ -124,10 +130,7 @@ export function capsOps(grant: Grant): Op[] {
   const numbers = CAPABILITIES.flatMap((name, n) => (kept.has(name) ? [n] : []));
   return [
     prctl(PR_SET_SECUREBITS, 0),
-    // A capability that this kernel does not know cannot be had either: EINVAL.
-    ...CAPABILITIES.flatMap((name, n) =>
-      kept.has(name) ? [] : [{ ...prctl(PR_CAPBSET_DROP, n), allow: EINVAL }],
-    ),
+    ...bounded(kept),
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL),
     { call: "capset", args: [header, sets(numbers)] },
     { call: "keyctl", args: [KEYCTL_JOIN_SESSION_KEYRING, null], allow: ENOSYS },

@@ -2,11 +2,11 @@ import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { documents } from "../../../test/documents.ts";
 import { judge } from "../../../test/judge.ts";
-import { errnoVerdict, RET_ALLOW, RET_KILL_PROCESS, RET_USER_NOTIF } from "../../sys/bpf.ts";
+import { AUDIT_ARCH, errnoVerdict, RET_ALLOW, RET_KILL_PROCESS, RET_USER_NOTIF } from "../../sys/bpf.ts";
 import { NR } from "../../sys/numbers.ts";
 import type { Call } from "../../sys/op.ts";
 import type { Supervision } from "./seccomp/supervisor.ts";
-import { AUDIT_ARCH, filter } from "./seccomp.ts";
+import { filter } from "./seccomp.ts";
 
 const EPERM = errnoVerdict(1);
 const ENOSYS = errnoVerdict(38);

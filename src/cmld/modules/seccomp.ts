@@ -11,6 +11,8 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import {
+  type Arch,
+  AUDIT_ARCH,
   compile,
   errnoVerdict,
   fprog,
@@ -237,10 +239,6 @@ export const RULES: readonly Rule[] = [
     text: "all but TIOCSTI and TIOCLINUX, which type into a terminal that others read",
   },
 ];
-
-type Arch = "x64" | "arm64";
-/** linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64. */
-export const AUDIT_ARCH: Readonly<Record<Arch, number>> = { x64: 0xc000003e, arm64: 0xc00000b7 };
 
 const NOTHING: Supervision = { time: false, modules: false, memory: false };
 

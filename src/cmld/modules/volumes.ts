@@ -26,7 +26,7 @@ import { type Op, Reg } from "../../sys/op.ts";
 import { sharedImage, shiftedImage, writableImage } from "../images.ts";
 import { lockFlags } from "../locked.ts";
 import { type Module, Slot, type Start } from "../module.ts";
-import { tmpfsTakesUserXattrs } from "../overlay.ts";
+import { spare, tmpfsTakesUserXattrs } from "../overlay.ts";
 import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
 import { furnishNew } from "./devices.ts";
@@ -563,13 +563,13 @@ export const volumesWith = (kernel: Abilities): Module => ({
 
   async prepare(s) {
     const list: Volume[] = [];
-    const spare = (): Fd => s.owned.use(new Fd(now(sys.fcntl(2, sys.F_DUPFD_CLOEXEC, 0))));
+    const ownSpare = (): Fd => s.owned.use(spare());
     for (const mount of wanted(s)) {
       try {
         const made = await volume(s, mount, kernel, list);
         if (made.fd) s.owned.use(made.fd);
         const stacked = isOverlay(mount) && !isRoot(mount) && !made.whole;
-        const slots = stacked ? ([spare(), spare(), spare()] as const) : undefined;
+        const slots = stacked ? ([ownSpare(), ownSpare(), ownSpare()] as const) : undefined;
         list.push({ mount, ...made, ...(slots && { slots }) });
       } catch (cause) {
         throw new Error(`volume ${mount.image_file} on ${mount.mount_point}`, { cause });

@@ -26,6 +26,7 @@ import {
 } from "../../../sys/calls.ts";
 import type { Answer } from "../../../sys/notify.ts";
 import { type Op, Reg } from "../../../sys/op.ts";
+import { ID_RANGE } from "../users.ts";
 import type { Supervised } from "./supervised.ts";
 
 // linux/mount.h
@@ -41,8 +42,6 @@ const ATTRIBUTES: readonly (readonly [flag: number, attribute: number])[] = [
   [MS_SILENT, 0],
 ];
 const [NAMESPACE, PLACE, FS, MOUNT] = [0, 1, 2, 3].map((n) => new Reg(n)) as [Reg, Reg, Reg, Reg];
-/** Ids of a container: modules/users.ts. */
-const ID_RANGE = 65536;
 
 /** Attributes of fsmount(2) for flags of mount(2); undefined: there is one that we do not know. */
 export function attributesOf(flags: bigint): number | undefined {

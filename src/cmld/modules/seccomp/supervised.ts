@@ -35,6 +35,7 @@ import { attempt } from "../../../sys/now.ts";
 import { type Op, Reg } from "../../../sys/op.ts";
 import type { Device } from "../../devices.ts";
 import type { Capability } from "../caps.ts";
+import { ID_RANGE } from "../users.ts";
 import { type Caller, hasCapability } from "./caller.ts";
 import type { UnderWay } from "./underway.ts";
 
@@ -57,8 +58,6 @@ export type Handler = (call: Supervised) => Answer | Promise<Answer>;
 
 /** Bytes that a path or mount's data may have, with their NUL: linux/limits.h. */
 const TEXT_MAX = 4096;
-/** Ids of a container: modules/users.ts. */
-const ID_RANGE = 65536;
 /** Where a hand leaves what the next one takes, a place and its mount namespace: numbers that it does not use. */
 const [LEFT_PLACE, LEFT_NAMESPACE] = [2, 1];
 const [LENGTH, USERS, MOUNTS, ROOT, HERE, PLACE] = [0, 1, 2, 3, 4, 5].map((n) => new Reg(n)) as [
