@@ -15,6 +15,7 @@ import { now } from "../sys/now.ts";
 import { show } from "../sys/op.ts";
 import { ended, readable } from "../sys/poll.ts";
 import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts";
+import type { Secret } from "../sys/secret.ts";
 import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
@@ -33,6 +34,12 @@ const REBOOT_MS = 5_000;
 /** Lines in cmld's log that a container may cause at once, and the time for each one more. */
 const [LINES, LINE_MS] = [40, 1_500];
 
+export interface StartOptions {
+  readonly setup: boolean;
+  /** Of its sealed volumes. */
+  readonly key?: Secret | undefined;
+}
+
 /** What a client may ask of one container; every method rejects with a sentence. */
 export interface ContainerLife {
   readonly uuid: string;
@@ -48,8 +55,8 @@ export interface ContainerLife {
   readonly pid: number | undefined;
   /** How its init ended last time. */
   readonly exit: Ended | undefined;
-  /** Resolves once execve has succeeded; then BOOTING or RUNNING. */
-  start(options: { setup: boolean }): Promise<void>;
+  /** Resolves once execve has succeeded; then BOOTING or RUNNING. The key is taken over. */
+  start(options: StartOptions): Promise<void>;
   /** Resolves once stopping has begun; a start that is under way is ended. */
   stop(): Promise<void>;
   /** Resolves once it is STOPPED. */
@@ -208,7 +215,7 @@ export class Container implements ContainerLife {
     return new Promise((resolve) => this.#stopped.push(resolve));
   }
 
-  #begin(setup: boolean, ledger: Ledger, os: BoundGuestOs, kept: string[]): Start {
+  #begin(setup: boolean, ledger: Ledger, os: BoundGuestOs, kept: string[], key?: Secret): Start {
     const { around, uuid } = this;
     return {
       uuid,
@@ -222,6 +229,7 @@ export class Container implements ContainerLife {
       host: around.host,
       uidStart: this.uidStart,
       owned: ledger,
+      key,
       keep(name, fd) {
         kept.push(`${uuid}/${name}`);
         around.keep(`${uuid}/${name}`, fd);
@@ -265,19 +273,24 @@ export class Container implements ContainerLife {
     live.ledger.running(running);
   }
 
-  async start({ setup }: { setup: boolean }): Promise<void> {
+  async start({ setup, key }: StartOptions): Promise<void> {
     const name = this.#name;
-    if (setup) throw new Error(`${name}: setup mode is not available yet`);
-    if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
-    this.#to("STARTING");
+    try {
+      if (setup) throw new Error(`${name}: setup mode is not available yet`);
+      if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
+      this.#to("STARTING");
+    } catch (e) {
+      key?.[Symbol.dispose]();
+      throw e;
+    }
     this.#exit = undefined;
     this.#why = undefined;
-    const starting = this.#start(setup, this.#starting);
+    const starting = this.#start(setup, key, this.#starting);
     this.#starting = starting.catch(() => {});
     return starting;
   }
 
-  async #start(setup: boolean, before: Promise<unknown>): Promise<void> {
+  async #start(setup: boolean, key: Secret | undefined, before: Promise<unknown>): Promise<void> {
     const { around } = this;
     const name = this.#name;
     await before;
@@ -287,7 +300,7 @@ export class Container implements ContainerLife {
       const os = around.bind(this.#config);
       for (const line of withoutEffect(this.#config, os.config)) around.log(`${name}: ${line}`);
       ledger = await this.#ledger(os);
-      const s = this.#begin(setup, ledger, os, kept);
+      const s = this.#begin(setup, ledger, os, kept, key);
       const live = await this.#launch(s, ledger, kept);
       this.#live = live;
       this.#note();
@@ -302,6 +315,7 @@ export class Container implements ContainerLife {
       else {
         for (const entry of kept) around.forget(entry);
         await ledger?.release().catch((e) => around.log(`${name}: ${chain(e)}`));
+        key?.[Symbol.dispose]();
         this.#to("STOPPED");
       }
       throw new Error(`start ${name}${this.#halted ? ": it was stopped meanwhile" : ""}`, { cause });
@@ -402,11 +416,14 @@ export class Container implements ContainerLife {
     this.#live = undefined;
     // reboot(2) inside a pid namespace ends its init by SIGHUP (pid_namespaces(7))
     const wants = this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING");
-    if (wants && !this.#halted) await this.#reboot();
-    else this.#to("STOPPED");
+    const { key } = live.start;
+    if (wants && !this.#halted) return this.#reboot(key);
+    key?.[Symbol.dispose]();
+    this.#to("STOPPED");
   }
 
-  async #reboot(): Promise<void> {
+  /** With the key that it had: nobody can be asked for a PIN now. */
+  async #reboot(key: Secret | undefined): Promise<void> {
     this.#to("REBOOTING");
     const pause = this.#rebooted + REBOOT_MS - performance.now();
     if (pause > 0) {
@@ -416,11 +433,16 @@ export class Container implements ContainerLife {
       await promise;
       clearTimeout(timer);
       this.#hurry = undefined;
-      if (this.#state !== "REBOOTING") return;
+      if (this.#state !== "REBOOTING") {
+        key?.[Symbol.dispose]();
+        return;
+      }
     }
     this.#rebooted = performance.now();
-    if (this.#halted) this.#to("STOPPED");
-    else await this.start({ setup: false }).catch((e) => this.around.log(chain(e)));
+    if (this.#halted) {
+      key?.[Symbol.dispose]();
+      this.#to("STOPPED");
+    } else await this.start({ setup: false, key }).catch((e) => this.around.log(chain(e)));
   }
 
   /** Take over a container that an earlier cmld started. */

@@ -4,6 +4,7 @@
 
 import type { Fd } from "../sys/fd.ts";
 import type { Op } from "../sys/op.ts";
+import type { Secret } from "../sys/secret.ts";
 import type { Auditor } from "./audit.ts";
 import type { ContainerConfig, DeviceConfig, GuestOsConfig } from "./config.ts";
 import type { Holder } from "./devices.ts";
@@ -49,6 +50,9 @@ export interface Start {
   /** First host id of the container's range of 65536. */
   readonly uidStart: number;
   readonly owned: Owned;
+  /** The key of its sealed volumes, 96 bytes, as its token gave it: lent, and wiped when the container has ended.
+   * Absent where no token protects it (token_type NONE), in explain(), and in a cmld that has adopted the container. */
+  readonly key: Secret | undefined;
   /** Descriptors that a later cmld needs again, by name ("service", "notify", "control"): kept in init's store. */
   keep(name: string, fd: Fd): void;
   /** What an earlier cmld kept under this name for this container, while adopting it. */

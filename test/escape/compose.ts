@@ -157,6 +157,7 @@ async function startOf(world: World, c: Container): Promise<{ start: Start; ledg
     host: world.host,
     uidStart: c.uidStart,
     owned: ledger,
+    key: undefined,
     keep: () => {},
     kept: () => undefined,
     forget: () => {},

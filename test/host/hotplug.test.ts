@@ -81,7 +81,7 @@ function inside(): void {
     } as unknown as ContainerConfig;
     return {
       ...{ uuid, name: `guest${count}`, isC0: false, config, host: { hosted: true, run } },
-      ...{ owned: ledger, ledger, lines, log: (line: string) => void lines.push(line) },
+      ...{ owned: ledger, key: undefined, ledger, lines, log: (line: string) => void lines.push(line) },
     };
   };
   type Up = { guest: ReturnType<typeof newcomer>; child: Child };

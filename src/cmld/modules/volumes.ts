@@ -14,7 +14,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, wr
 import { open as openFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import cserviceBytes from "../../../out/cservice" with { type: "file" };
-import { GuestOSMount } from "../../../proto/gen/proto.js";
+import { ContainerTokenType, GuestOSMount } from "../../../proto/gen/proto.js";
 import { command, must } from "../../run/command.ts";
 import * as sys from "../../sys/calls.ts";
 import { EAGAIN, EEXIST, EINVAL, isErrno, SysError } from "../../sys/error.ts";
@@ -110,8 +110,17 @@ function alone(path: string, readOnly: boolean): Fd {
   throw result === -EAGAIN ? new Error(`${path} is in use`) : new SysError(-result, `flock ${path}`);
 }
 
+/** What a token protects is never kept in clear. */
+function refuseSealed(s: Start, m: Mount): void {
+  if (s.config.token_type !== ContainerTokenType.NONE)
+    throw new Error(
+      `${m.image_file}: token_type ${ContainerTokenType[s.config.token_type]} asks for an encrypted volume, which is not available here`,
+    );
+}
+
 /** A container's own ext4 image, made when it is missing; grown when its configured size has. */
 async function ownVolume(s: Start, m: Mount): Promise<Fd> {
+  refuseSealed(s, m);
   if (m.fs_type !== "ext4")
     throw new Error(`${m.image_file}: fs_type ${m.fs_type}: only ext4 and tmpfs can be made here`);
   const path = join(s.imageDir, volumeFile(s.config, m));
