@@ -97,7 +97,7 @@ $(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/mac
 image: $(OUT)/$(if $(TEST),test/)initramfs.cpio ## build the ramdisk out/initramfs.cpio and list its files (TEST=1: with the test agent)
 	@$(if $(TEST),,cat $(OUT)/initramfs.files; echo "test agent: absent"; ls -l $<)
 
-$(OUT)/disk.img: initramfs/image.ts initramfs/seed.ts $(OUT)/guests/core0-1.conf $(OUT)/guests/debian-1.conf
+$(OUT)/disk.img: initramfs/image.ts initramfs/seed.ts initramfs/pki.ts $(OUT)/guests/core0-1.sig $(OUT)/guests/debian-1.sig
 	$(BUN) initramfs/image.ts $@ 2048
 
 .PHONY: run
@@ -112,7 +112,7 @@ man: node_modules/.ready proto/gen/proto.js ## write the manual pages in out/man
 
 GUESTS := core0 debian busybox classic
 .PHONY: guests
-guests: $(GUESTS:%=$(OUT)/guests/%-1.conf) ## build the guests core0, debian, busybox and classic in out/guests/
+guests: $(GUESTS:%=$(OUT)/guests/%-1.sig) ## build the guests core0, debian, busybox and classic in out/guests/, and sign them with out/pki
 
 define GUEST
 $(OUT)/guests/$(1)-1.conf: initramfs/guests.ts initramfs/packages.ts src/guestos/image.ts src/lib/text.ts \
@@ -121,6 +121,13 @@ $(OUT)/guests/$(1)-1.conf: initramfs/guests.ts initramfs/packages.ts src/guestos
 endef
 $(foreach g,$(GUESTS),$(eval $(call GUEST,$(g))))
 
+# Keys of this working copy's developer, made once. A product's keys lie elsewhere.
+$(OUT)/pki/ssig_cml.key: | proto/gen/proto.js $(OUT)/run.so
+	$(BUN) src/main.ts pki init --key ec:P-256 $(OUT)/pki
+
+$(OUT)/guests/%.sig: $(OUT)/guests/%.conf $(OUT)/pki/ssig_cml.key
+	$(BUN) src/main.ts guestos sign --key $(OUT)/pki/ssig_cml.key --cert $(OUT)/pki/ssig_cml.cert $<
+
 .PHONY: licenses
 licenses: image guests ## write out/licenses.json and docs/LICENSES.md: what is in the machine, and under which licence
 	$(BUN) initramfs/licenses.ts
@@ -128,7 +135,7 @@ licenses: image guests ## write out/licenses.json and docs/LICENSES.md: what is 
 # --- hosted mode ---------------------------------------------------------------
 
 .PHONY: hosted
-hosted: $(OUT)/cml $(OUT)/guests/busybox-1.conf ## run cmld on this machine, in the foreground, with a demo container (root)
+hosted: $(OUT)/cml $(OUT)/guests/busybox-1.sig ## run cmld on this machine, in the foreground, with a demo container (root)
 	@$(BUN) initramfs/hosted.ts
 
 .PHONY: deb
@@ -184,7 +191,7 @@ test-machine: $(OUT)/test/initramfs.cpio guests ## boot the real ramdisk in QEMU
 	$(BUN) test/run.ts machine
 
 .PHONY: test-escape
-test-escape: $(OUT)/test/initramfs.cpio $(OUT)/guests/core0-1.conf $(OUT)/attack ## attacks from inside a container, on this machine and in QEMU (root)
+test-escape: $(OUT)/test/initramfs.cpio $(OUT)/guests/core0-1.sig $(OUT)/attack ## attacks from inside a container, on this machine and in QEMU (root)
 	$(BUN) test/run.ts escape
 
 .PHONY: clean

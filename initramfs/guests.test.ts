@@ -23,7 +23,8 @@ test("seed() lays out a data folder that cmld's readers accept", () => {
   const from = `${dir}/built`;
   mkdirSync(`${from}/web-1`, { recursive: true });
   writeFileSync(`${from}/web-1/root.img`, "image");
-  writeFileSync(`${from}/web-1.conf`, 'name: "web"\n');
+  for (const extension of ["conf", "sig", "cert"])
+    writeFileSync(`${from}/web-1.${extension}`, 'name: "web"\n');
   const base = `${dir}/base`;
   const uuids = seed(base, {
     from,
@@ -37,7 +38,13 @@ test("seed() lays out a data folder that cmld's readers accept", () => {
   expect(parse(DeviceConfig, readFileSync(`${base}/device.conf`)).hostedmode).toBe(true);
   expect(readFileSync(`${base}/operatingsystems/web-1/root.img`, "utf8")).toBe("image");
   expect(statSync(`${base}/operatingsystems`).mode & 0o777).toBe(0o700);
-  expect(readdirSync(`${base}/operatingsystems`).toSorted()).toEqual(["web-1", "web-1.conf"]);
+  expect(readdirSync(`${base}/operatingsystems`).toSorted()).toEqual([
+    "web-1",
+    "web-1.cert",
+    "web-1.conf",
+    "web-1.sig",
+  ]);
+  expect(readdirSync(`${base}/tokens`)).toContain("ssig_rootca.cert");
   expect(() => seed(base, { from, guests: ["none-1"] })).toThrow("none-1.conf is missing: make guests");
 });
 

@@ -71,7 +71,7 @@ if (import.meta.main) {
       // The disk of `make run`: both guests, and core0 as a container.
       const data = mkdtempSync(join(tmpdir(), "data-"));
       try {
-        seed(join(data, "cml"), { guests: ["core0-1", "debian-1"], containers: [CORE0] });
+        seed(join(data, "cml"), { guests: ["core0-1", "debian-1"], containers: [CORE0], fresh: true });
         mkdirSync(join(data, "logs"));
         disk(image, Number(size), data);
       } finally {

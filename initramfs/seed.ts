@@ -1,5 +1,6 @@
 // Fills a data folder of cmld's (the layout of the original: core 6.1) as if guests had been installed and containers
-// created: for the data disk of `make run`, and for tests.
+// created: for the data disk of `make run`, and for tests. It believes the development PKI (pki.ts), with which the guests
+// are signed.
 import {
   constants,
   copyFileSync,
@@ -14,6 +15,7 @@ import type { IContainerConfig, IDeviceConfig } from "../proto/gen/proto.js";
 import { ContainerConfig, ContainerTokenType, ContainerType, DeviceConfig } from "../proto/gen/proto.js";
 import { print } from "../src/lib/text.ts";
 import { C0, newUuid } from "../src/lib/uuid.ts";
+import { believe, identity } from "./pki.ts";
 
 /** Where `make guests` puts them. */
 const BUILT = "out/guests";
@@ -32,6 +34,8 @@ export interface Seed {
   readonly device?: Partial<IDeviceConfig>;
   /** Where the guests are, if not in out/guests. */
   readonly from?: string;
+  /** A device that makes its key when it starts, as a new one does; others have a settled identity. */
+  readonly fresh?: true;
 }
 
 /** core0 as `make run` has it. */
@@ -50,14 +54,17 @@ export function seed(base: string, what: Seed): ReadonlyMap<string, string> {
     ...what.device,
   };
   writeFileSync(join(base, "device.conf"), print(DeviceConfig, device));
+  believe(base);
+  if (!what.fresh) identity(base);
 
   for (const guest of what.guests) {
-    if (!existsSync(join(from, `${guest}.conf`)))
-      throw new Error(`${join(from, guest)}.conf is missing: make guests`);
+    const files = ["conf", "sig", "cert"].map((extension) => `${guest}.${extension}`);
+    for (const file of files)
+      if (!existsSync(join(from, file))) throw new Error(`${join(from, file)} is missing: make guests`);
     const to = join(base, "operatingsystems", guest);
     mkdirSync(to, { recursive: true, mode: 0o755 });
     for (const file of readdirSync(join(from, guest))) place(join(from, guest, file), join(to, file));
-    copyFileSync(join(from, `${guest}.conf`), `${to}.conf`);
+    for (const file of files) copyFileSync(join(from, file), join(base, "operatingsystems", file));
   }
 
   const uuids = new Map<string, string>();

@@ -1,11 +1,15 @@
-// scd without its process, for tests of what asks it: the same policy, and the root of test/data/signing.
+// scd without its process, for tests of what asks it: the same policy, and the roots of test/data/signing and of the
+// development PKI.
 import { readFileSync } from "node:fs";
+import { pki } from "../initramfs/pki.ts";
 import type { Scd } from "../src/cmld/scd.ts";
 import { type Trust, verify } from "../src/pki/verify.ts";
 
-const pem = readFileSync(new URL("data/signing/ssig_rootca.cert", import.meta.url));
+const golden = new URL("data/signing/ssig_rootca.cert", import.meta.url);
+const roots = () =>
+  [golden, `${pki()}/ssig_rootca.cert`].map((path) => ({ name: String(path), pem: readFileSync(path) }));
 
-export function judge(trust: Trust = { software: [{ name: "root", pem }], local: [], revocation: [] }): Scd {
+export function judge(trust: Trust = { software: roots(), local: [], revocation: [] }): Scd {
   const absent = async () => {
     throw new Error("this scd judges signatures alone");
   };

@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { signed } from "../../initramfs/pki.ts";
 import * as proto from "../../proto/gen/proto.js";
 import { noNetwork } from "../../test/network.ts";
 import { recorded } from "../../test/replay.ts";
@@ -40,6 +41,7 @@ function installed(base: string): void {
   const to = join(base, "operatingsystems");
   cpSync(join(golden, "state/operatingsystems"), to, { recursive: true });
   for (const file of readdirSync(to).filter((f) => f.endsWith(".conf"))) {
+    signed(join(to, file));
     const text = readFileSync(join(to, file), "utf8");
     const images = join(to, file.slice(0, -".conf".length));
     mkdirSync(images, { recursive: true });

@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { ContainerTrust } from "../../proto/gen/proto.js";
 import { judge } from "../../test/scd.ts";
 import { chain } from "../sys/error.ts";
 import { readContainer, readDevice } from "./config.ts";
@@ -46,7 +47,7 @@ async function fresh(used: Record<string, string[]> = {}, settings = device) {
           : [],
     );
   const make = async () => {
-    const trust = new Trust(judge(), settings, folder, () => false);
+    const trust = { guestOs: async () => ContainerTrust.SIGNED }; // who signs what: trust.ts and test/host/signed
     const store = new GuestOses({ folder, device: settings, trust, web, log: (l) => lines.push(l), users });
     await store.load();
     return store;
@@ -72,7 +73,7 @@ test("images in place: installed, listed, loaded again byte for byte", async () 
   expect(await store.push(conf(1)).catch(chain)).toBe("debian is being installed or removed");
   await finished;
   expect(titleOf(os)).toBe("debian-1");
-  expect(os.trust).toBe(3);
+  expect(os.trust).toBe(ContainerTrust.SIGNED);
   expect(readFileSync(join(folder, "debian-1.conf"))).toEqual(conf(1));
   expect(await store.wrong(os)).toBeUndefined();
   await install(store, conf(1)); // the same again
@@ -192,11 +193,18 @@ test("remove() takes all versions, unless somebody uses one; purge() the old one
   expect(await store.remove("debian").catch(chain)).toBe("guest_os debian is not installed");
 });
 
-test("core0's own is not removed, and unsigned ones only where device.conf says so", async () => {
+test("core0's own is not removed", async () => {
   const core = await fresh({}, readDevice(Buffer.from('c0os: "debian" signed_configs: false')).config);
   core.place(1);
   await install(core.store, conf(1));
   expect(await core.store.remove("debian").catch(chain)).toBe("guest_os debian is core0's");
-  const strict = await fresh({}, readDevice(Buffer.from("")).config);
-  expect(await strict.store.push(conf(1)).catch(chain)).toContain("it has no signature: sign it");
+});
+
+test("what is not signed is refused, whatever device.conf says of containers, and says what to do", async () => {
+  for (const text of ["", "signed_configs: false"]) {
+    const trust = new Trust(judge(), readDevice(Buffer.from(text)).config, top, () => false);
+    expect(await trust.guestOs(conf(1), undefined).catch(chain)).toBe(
+      "it has no signature: sign it with `cml guestos sign`, by a key whose root certificate is in tokens/ (control ca_register)",
+    );
+  }
 });

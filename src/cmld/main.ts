@@ -249,6 +249,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     socket: join(dirname(at.socket), "cml-scd_control"),
     log: (line) => log.info(line),
   });
+  scd.begin();
   const views = new Views(host, (line) => log.info(line));
   manager = new Manager({
     scd,

@@ -82,6 +82,11 @@ export class ScdClient implements Scd, Disposable {
     this.#listening = bindAt(at.socket, 0o700, BACKLOG, SOCK_SEQPACKET);
   }
 
+  /** Start it now, because it will be asked soon. */
+  begin(): void {
+    this.#start().catch(() => {}); // the first question tries again, and says why not
+  }
+
   async verify(
     data: Uint8Array,
     signature: Uint8Array,

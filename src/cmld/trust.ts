@@ -52,10 +52,7 @@ export class Trust {
 
   /** May a GuestOS with this configuration be used, and how far is it to be trusted? Throws the reason why not. */
   async guestOs(source: Uint8Array, signed: Signature | undefined): Promise<ContainerTrust> {
-    if (!signed) {
-      if (this.#device.signed_configs) throw new Error(UNSIGNED);
-      return ContainerTrust.UNSIGNED;
-    }
+    if (!signed) throw new Error(UNSIGNED_GUEST);
     const whose = await this.#scd.verify(source, signed.signature, signed.certificate, this.#ignoreTime);
     if (whose === "SIGNED") return ContainerTrust.SIGNED;
     if (this.#device.locally_signed_images) return ContainerTrust.LOCALLY_SIGNED;
@@ -65,7 +62,7 @@ export class Trust {
   /** May a container have this configuration? Throws the reason why not. */
   async container(source: Uint8Array, signed: Signature | undefined): Promise<void> {
     if (!this.#device.signed_configs) return;
-    if (!signed) throw new Error(UNSIGNED);
+    if (!signed) throw new Error(UNSIGNED_CONTAINER);
     const whose = await this.#scd.verify(source, signed.signature, signed.certificate, this.#ignoreTime);
     if (whose !== "SIGNED") throw new Error("it is locally signed, which is not enough for a container");
   }
@@ -110,8 +107,10 @@ export class Trust {
 }
 
 const LOCAL = "localca_rootca.cert";
-const UNSIGNED =
-  "it has no signature: sign it (cml guestos sign, cml container sign), or say signed_configs: false in device.conf on a development system";
+const UNSIGNED_GUEST =
+  "it has no signature: sign it with `cml guestos sign`, by a key whose root certificate is in tokens/ (control ca_register)";
+const UNSIGNED_CONTAINER =
+  "it has no signature: sign it with `cml container sign`, or say signed_configs: false in device.conf on a development system";
 
 const within = (folder: Fd, name: string): string => `/proc/self/fd/${folder.n}/${name}`;
 

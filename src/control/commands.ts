@@ -680,7 +680,8 @@ export const COMMANDS: readonly Row[] = [
     pushGuestos,
     {
       ...lenient,
-      details: "Without a signature only where device.conf says signed_configs: false.",
+      details:
+        "Refused without a signature by somebody whose root certificate the machine believes (ca_register).",
     },
   ),
   row(

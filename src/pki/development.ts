@@ -120,7 +120,7 @@ const keyOf = (spec: string, pss: boolean): KeySpec =>
  * @param spec as in KeySpec
  * @throws if the folder is a symbolic link, or the key is of no known kind
  */
-export async function initialise(dir: string, spec: string, say: (line: string) => void): Promise<boolean> {
+export function initialise(dir: string, spec: string, say: (line: string) => void): boolean {
   const target = resolve(dir);
   if (lstatSync(target, { throwIfNoEntry: false })?.isSymbolicLink())
     throw new Error(`${dir}: a symbolic link; keys are made in real folders only`);

@@ -6,7 +6,7 @@ import { COMMANDS, SUMMARY } from "./table.ts";
 const run: Run<typeof COMMANDS> = {
   async init(args) {
     const dir = String(args.dir);
-    const made = await initialise(dir, String(args.key), (line) => console.error(`pki: ${line}`));
+    const made = initialise(dir, String(args.key), (line) => console.error(`pki: ${line}`));
     console.log(made ? dir : `${dir}: it is there already, nothing changed`);
     return 0;
   },

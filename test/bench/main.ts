@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { believe, identity, signed } from "../../initramfs/pki.ts";
 import {
   ContainerConfig,
   ContainerState,
@@ -79,6 +80,7 @@ function guest(base: string, name: string, root: string, init: string[]): void {
     description: { en: "benchmark" },
   };
   writeFileSync(`${os}.conf`, print(GuestOSConfig, config));
+  signed(`${os}.conf`);
 }
 
 function container(base: string, name: string, guest_os: string, loopback_only: boolean): string {
@@ -142,6 +144,8 @@ async function host(): Promise<void> {
     join(base, "device.conf"),
     print(DeviceConfig, { hostedmode: true, signed_configs: false, tpm_enabled: false }),
   );
+  believe(base);
+  identity(base);
   const bare = container(base, "bare", "true", true);
   const veth = container(base, "veth", "true", false);
   const crowd = Array.from({ length: CROWD }, (_, i) => container(base, `crowd${i}`, "sleep", true));

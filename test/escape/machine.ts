@@ -4,6 +4,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { disk } from "../../initramfs/image.ts";
+import { signed } from "../../initramfs/pki.ts";
 import { CORE0, type SeedContainer, seed } from "../../initramfs/seed.ts";
 import {
   ControllerToDaemon,
@@ -53,7 +54,7 @@ export class Machine implements AsyncDisposable {
     try {
       const from = join(folder, "guests");
       mkdirSync(from);
-      for (const name of ["core0-1", "core0-1.conf"])
+      for (const name of ["core0-1", "core0-1.conf", "core0-1.sig", "core0-1.cert"])
         symlinkSync(resolve("out/guests", name), join(from, name));
       for (const guest of guests) await guestOs(guest, from, folder);
       const data = join(folder, "data");
@@ -220,5 +221,6 @@ async function guestOs(guest: Guest, out: string, folder: string): Promise<void>
       description: { en: "attacker" },
     },
   });
+  signed(join(out, `${guest.name}-1.conf`));
   rmSync(tree, { recursive: true });
 }

@@ -4,6 +4,7 @@ import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, w
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { believe, identity, signed } from "../../initramfs/pki.ts";
 import { ControllerToDaemon, DaemonToController, type IControllerToDaemon } from "../../proto/gen/proto.js";
 import { frame, Unframer } from "../../src/lib/frame.ts";
 import { busyboxRoot } from "./world.ts";
@@ -68,7 +69,7 @@ export class Client implements Disposable {
   }
 }
 
-/** A GuestOS "busybox" whose init runs `inittab`; `more`: lines of its configuration. */
+/** A signed GuestOS "busybox" whose init runs `inittab`; `more`: lines of its configuration. */
 export function installBusybox(
   folder: string,
   inittab: string,
@@ -96,6 +97,7 @@ export function installBusybox(
       `mounts { image_file: "root" mount_point: "/" fs_type: "squashfs" mount_type: SHARED ` +
       `image_size: ${bytes.length} image_sha2_256: "${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}" }\n${more}`,
   );
+  signed(`${os}.conf`);
 }
 
 export class Cmld implements AsyncDisposable {
@@ -131,6 +133,8 @@ export class Cmld implements AsyncDisposable {
     chmodSync(folder, 0o755); // the containers' ids pass through it
     installBusybox(join(folder, "base/operatingsystems"), inittab, guestos, options.fill);
     writeFileSync(join(folder, "base/device.conf"), `hostedmode: true\ntpm_enabled: false\n${device}`);
+    believe(join(folder, "base"));
+    identity(join(folder, "base"));
     await options.prepare?.(join(folder, "base"));
     const at = (name: string) => join(folder, name);
     const places = ["--base", at("base"), "--run", at("run"), "--logs", at("logs"), "--socket", at("socket")];

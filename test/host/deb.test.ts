@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { cpSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { PKI } from "../../initramfs/pki.ts";
 import { Debian } from "./debian.ts";
 
 const CONF = 'name: "web"\nguest_os: "busybox"\nguestos_version: 1\ncolor: 0\ntoken_type: NONE\n';
@@ -51,6 +52,16 @@ const inits = (): string =>
 const property = (name: string, unit = "cmld.service"): string =>
   m.must("systemctl", "show", "--value", "-p", name, unit);
 
+/** As README.Debian says: whom to believe, then the guest. */
+function install(): void {
+  const [push, conf] = ["push_guestos_config", "/host/busybox-1.conf"];
+  const unsigned = m.run("cml-control", push, conf);
+  expect(unsigned.stdout + unsigned.stderr).toContain("it has no signature: sign it with `cml guestos sign`");
+  control("ca_register", "/host/root.cert");
+  m.shell("cp -r /host/busybox-1 /var/lib/cml/operatingsystems/");
+  control(push, conf, "/host/busybox-1.sig", "/host/busybox-1.cert");
+}
+
 /** Units change in their own time: what is waited for is asked again, until it holds. */
 async function until(what: string, holds: () => boolean): Promise<void> {
   const deadline = Date.now() + 60_000;
@@ -64,8 +75,9 @@ async function until(what: string, holds: () => boolean): Promise<void> {
 beforeAll(async () => {
   m = await Debian.boot();
   cpSync(join("out", deb()), join(m.share, "cml.deb"));
-  cpSync("out/guests/busybox-1", join(m.share, "busybox-1"), { recursive: true });
-  cpSync("out/guests/busybox-1.conf", join(m.share, "busybox-1.conf"));
+  for (const name of ["", ".conf", ".sig", ".cert"].map((end) => `busybox-1${end}`))
+    cpSync(join("out/guests", name), join(m.share, name), { recursive: true });
+  cpSync(join(PKI, "ssig_rootca.cert"), join(m.share, "root.cert"));
   writeFileSync(join(m.share, "web.conf"), CONF);
   before = state();
 });
@@ -105,8 +117,7 @@ test("systemd finds nothing to say about the units", () => {
 });
 
 test("a container starts in the group that is kept for them", async () => {
-  m.shell("cp -r /host/busybox-1 /host/busybox-1.conf /var/lib/cml/operatingsystems/");
-  m.must("systemctl", "restart", "cmld");
+  install();
   expect(control("create", "/host/web.conf")).toContain("guest_os");
   control("start", "web");
   await until("running", () => container().state === "RUNNING");
@@ -175,10 +186,7 @@ test("removing keeps the data and leaves nothing else; purging leaves nothing", 
 
 test("a manager that is not there when the package goes does not leave its containers", async () => {
   m.must("dpkg", "-i", "/host/cml.deb");
-  m.shell(
-    "mkdir -p /var/lib/cml/operatingsystems; cp -r /host/busybox-1 /host/busybox-1.conf /var/lib/cml/operatingsystems/",
-  );
-  m.must("systemctl", "restart", "cmld");
+  install();
   control("create", "/host/web.conf");
   control("start", "web");
   await until("running", () => container().state === "RUNNING");

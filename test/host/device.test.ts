@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { cpSync, existsSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { developer } from "../../initramfs/pki.ts";
 import { ContainerState } from "../../proto/gen/proto.js";
 import { type Client, Cmld, Command } from "./daemon.ts";
 import { busyboxRoot } from "./world.ts";
@@ -66,8 +67,14 @@ test("docs/guests.md: a guest that was built here is installed, runs and is remo
     "data:/data:16",
   ];
   expect(cml("guestos", ...built)).toStartWith("0 ");
+  expect(control("push_guestos_config", at("built/own-1.conf"))).toContain(
+    "it has no signature: sign it with",
+  );
+  const { key, certs } = developer();
+  expect(cml("guestos", "sign", "--key", key, "--cert", certs[0]!, at("built/own-1.conf"))).toStartWith("0 ");
   cpSync(at("built/own-1"), join(cmld.folder, "base/operatingsystems/own-1"), { recursive: true });
-  expect(control("push_guestos_config", at("built/own-1.conf"))).toMatch(/^0 [\s\S]*INSTALL_COMPLETED/);
+  const files = ["conf", "sig", "cert"].map((extension) => at(`built/own-1.${extension}`));
+  expect(control("push_guestos_config", ...files)).toMatch(/^0 [\s\S]*INSTALL_COMPLETED/);
   writeFileSync(at("own.conf"), 'name: "own"\nguest_os: "own"\ntoken_type: NONE\nloopback_only: true\n');
   expect(control("create", at("own.conf"))).toStartWith("0 ");
   expect(control("start", "own", "--wait")).toMatch(/^0 [\s\S]*CONTAINER_START_OK/);

@@ -4,7 +4,6 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import {
   copyFileSync,
   existsSync,
-  mkdirSync,
   mkdtempSync,
   readFileSync,
   rmSync,
@@ -25,12 +24,11 @@ let cmld: Cmld;
 let base: string;
 
 beforeAll(async () => {
-  for (const name of ["pki", "other"]) await initialise(join(pki, name), "ec:P-256", () => {});
+  for (const name of ["pki", "other"]) initialise(join(pki, name), "ec:P-256", () => {});
   cmld = await Cmld.begin(undefined, {
     device: "",
     async prepare(folder) {
       base = folder;
-      mkdirSync(join(base, "tokens"));
       copyFileSync(join(pki, "pki/ssig_rootca.cert"), join(base, "tokens/ssig_rootca.cert"));
       await sign(join(base, "operatingsystems/busybox-1.conf"), signer);
     },

@@ -21,7 +21,7 @@ const CARD = [
 ];
 
 beforeAll(async () => {
-  await initialise(at("pki"), "ec:P-256", () => {});
+  initialise(at("pki"), "ec:P-256", () => {});
   const signer = { key: at("pki/ssig_cml.key"), certs: [at("pki/ssig_cml.cert")] };
   const base = at("data/cml");
   seed(base, { guests: ["core0-1", "busybox-1"], containers: [CORE0] });
