@@ -5,7 +5,7 @@ import { uptime } from "node:os";
 import { join } from "node:path";
 import { Ration } from "../lib/log.ts";
 import { C0 } from "../lib/uuid.ts";
-import { type Child, type Ended, hasEnded, launch, reap } from "../run/launch.ts";
+import { type Child, collected, type Ended, hasEnded, launch, reap } from "../run/launch.ts";
 import { O_DIRECTORY, O_RDONLY, openat, read, SOCK_STREAM, signal } from "../sys/calls.ts";
 import { isFrozen, kill as killGroup, settled } from "../sys/cgroup.ts";
 import { chain } from "../sys/error.ts";
@@ -613,7 +613,6 @@ async function atGate(gate: Fd, execed: Promise<void>): Promise<void> {
 
 async function end(child: Child): Promise<void> {
   kill(child.pidfd, SIGKILL);
-  await ended(child.pidfd);
-  reap(child.pidfd);
+  await collected(child.pidfd);
   child.pidfd.close();
 }

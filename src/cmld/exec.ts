@@ -8,7 +8,7 @@
 // walks one. Nothing here waits: what a process does not read stays with the client, and the reverse.
 import { chownSync, mkdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
-import { type Ended, launch, reap } from "../run/launch.ts";
+import { collected, type Ended, launch } from "../run/launch.ts";
 import {
   AT_FDCWD,
   CLONE_NEWCGROUP,
@@ -60,7 +60,7 @@ import { lasting, mem } from "../sys/mem.ts";
 import type { Ends } from "../sys/notify.ts";
 import { attempt, now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
-import { EPOLLIN, EPOLLOUT, ended, readable, type Watch, watch } from "../sys/poll.ts";
+import { EPOLLIN, EPOLLOUT, readable, type Watch, watch } from "../sys/poll.ts";
 import { kill, SIGHUP, SIGKILL } from "../sys/process.ts";
 import { setWindow } from "../sys/pty.ts";
 import { capsOps, type Grant } from "./modules/caps.ts";
@@ -231,8 +231,7 @@ async function readInside(target: Target, paths: readonly string[], gone: AbortS
   try {
     await child.started();
   } finally {
-    await ended(pidfd);
-    how = reap(pidfd);
+    how = await collected(pidfd);
     clearTimeout(timer);
     gone.removeEventListener("abort", stop);
   }
@@ -379,8 +378,7 @@ class Running implements Session {
       };
     }
     if (!this.#pidfd) return this.#finish();
-    await ended(this.#pidfd);
-    this.#exited(this.#pidfd);
+    this.#exited(await collected(this.#pidfd), this.#pidfd);
   }
 
   async #user(): Promise<User> {
@@ -508,9 +506,8 @@ class Running implements Session {
     else this.#reading?.resume();
   }
 
-  #exited(pidfd: Fd): void {
+  #exited(how: Ended, pidfd: Fd): void {
     clearTimeout(this.#patience);
-    const how = reap(pidfd) ?? {};
     if (!this.#result?.error) this.#result = how;
     pidfd.close();
     this.#last();

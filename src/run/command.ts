@@ -3,8 +3,7 @@
 import { cloexecFrom, dup3, execve, O_RDONLY, openat } from "../sys/calls.ts";
 import { type Fd, pipe } from "../sys/fd.ts";
 import { Reg } from "../sys/op.ts";
-import { ended } from "../sys/poll.ts";
-import { type Ended, launch, reap } from "./launch.ts";
+import { collected, type Ended, launch } from "./launch.ts";
 
 const NULL = new Reg(0);
 const SAID_MAX = 64 * 1024;
@@ -29,15 +28,14 @@ export async function command(argv: readonly string[]): Promise<Finished> {
   ]);
   write.close();
   using pidfd: Fd = child.pidfd;
-  const over = ended(pidfd);
+  const over = collected(pidfd);
   const started = child.started();
   started.catch(() => {}); // judged below, where it is awaited
   let said = "";
   const decoder = new TextDecoder();
   for await (const chunk of Bun.file(read.n).stream())
     if (said.length < SAID_MAX) said += decoder.decode(chunk, { stream: true });
-  await over;
-  const end = reap(pidfd) ?? {};
+  const end = await over;
   await started;
   return { ...end, said: said.slice(0, SAID_MAX) };
 }

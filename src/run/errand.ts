@@ -2,9 +2,8 @@
 // done by a child beside the event loop, which is killed when its time is over.
 import { exit } from "../sys/calls.ts";
 import type { Op } from "../sys/op.ts";
-import { ended } from "../sys/poll.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
-import { launch, reap } from "./launch.ts";
+import { collected, launch } from "./launch.ts";
 
 /** Resolves when all of `ops` have been done; rejects with the one that failed. `ops` may be told the one descriptor
  * that has to stay open. */
@@ -14,10 +13,7 @@ export async function errand(ops: (report: number) => readonly Op[], limitMs: nu
     () => undefined,
     (e: Error) => e,
   );
-  const over = ended(child.pidfd).then(() => {
-    reap(child.pidfd);
-    child.pidfd.close();
-  });
+  const over = collected(child.pidfd).then(() => child.pidfd.close());
   const { promise: late, resolve } = Promise.withResolvers<true>();
   const timer = setTimeout(resolve, limitMs, true);
   try {

@@ -9,9 +9,9 @@ import { type Fd, pair } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
 import { attempt } from "../sys/now.ts";
 import type { Op } from "../sys/op.ts";
-import { EPOLLIN, ended, type Watch, watch } from "../sys/poll.ts";
+import { EPOLLIN, type Watch, watch } from "../sys/poll.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
-import { type Child, launch, reap } from "./launch.ts";
+import { type Child, collected, launch } from "./launch.ts";
 
 const LIMIT_MS = 10_000;
 const MESSAGE_MAX = 4096;
@@ -66,11 +66,10 @@ export class Hand implements Disposable {
       () => undefined,
       (e: unknown) => e,
     );
-    await ended(pidfd);
-    const how = reap(pidfd);
+    const how = await collected(pidfd);
     pidfd.close();
     if (failure instanceof SysError) return { errno: failure.errno, step: (failure.step ?? 0) - before };
-    return how?.status === undefined ? { errno: EIO, step: -1 } : { status: how.status };
+    return how.status === undefined ? { errno: EIO, step: -1 } : { status: how.status };
   }
 
   /** The next thing it says; undefined: it has ended, or is given up. */

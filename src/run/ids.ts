@@ -3,9 +3,8 @@ import { writeFileSync } from "node:fs";
 import { AT_FDCWD, CLONE_NEWUSER, close, exit, O_RDONLY, openat, wait } from "../sys/calls.ts";
 import { Fd, pipe } from "../sys/fd.ts";
 import { now } from "../sys/now.ts";
-import { ended } from "../sys/poll.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
-import { launch, reap } from "./launch.ts";
+import { collected, launch } from "./launch.ts";
 
 /** A user namespace whose ids from 0 on are `count` ids of the host from `first` on, for mounts to be mapped by. */
 export async function idsFrom(first: number, count: number): Promise<Fd> {
@@ -21,8 +20,7 @@ export async function idsFrom(first: number, count: number): Promise<Fd> {
     return new Fd(now(openat(AT_FDCWD, `/proc/${child.pid}/ns/user`, O_RDONLY)));
   } finally {
     kill(pidfd, SIGKILL);
-    await ended(pidfd);
-    reap(pidfd);
+    await collected(pidfd);
     await over;
   }
 }

@@ -7,7 +7,7 @@ import { Fd, pipe } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
 import { type Op, show } from "../sys/op.ts";
-import { readable } from "../sys/poll.ts";
+import { ended, readable } from "../sys/poll.ts";
 
 const SIGCHLD = 17; // asm-generic/signal.h
 const [P_PIDFD, WEXITED, WNOHANG, WNOWAIT, WALL] = [3, 4, 1, 0x1000000, 0x40000000]; // linux/wait.h
@@ -89,6 +89,21 @@ export function reap(pidfd: Fd, flags = WNOHANG): Ended | undefined {
   const value = view.getInt32(24, true); // si_status
   const CLD_EXITED = 1;
   return view.getInt32(8, true) === CLD_EXITED ? { status: value } : { signal: value };
+}
+
+/** Wait for the end of a child and collect it. A child that somebody traces is his until he lets go of it, although its
+ * pidfd says already that it has ended; we get the signal then. Left alone, it would stay, and its pid namespace with
+ * it. */
+export async function collected(pidfd: Fd): Promise<Ended> {
+  await ended(pidfd);
+  for (let how = reap(pidfd); ; ) {
+    if (how) return how;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    process.once("SIGCHLD", resolve);
+    how = reap(pidfd); // he may have let go meanwhile
+    if (!how) await promise;
+    process.off("SIGCHLD", resolve);
+  }
 }
 
 /** Whether our child has ended; it can still be collected. */

@@ -23,8 +23,7 @@ import { type Link, linkOf, links } from "../sys/link.ts";
 import { type Message, NETLINK_ROUTE, Netlink, type Reply } from "../sys/netlink.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
-import { ended } from "../sys/poll.ts";
-import { elsewhere, launch, reap } from "./launch.ts";
+import { collected, elsewhere, launch } from "./launch.ts";
 
 /** The network namespace of a process, for as long as the descriptor is open: the namespace lives at least as long. */
 export const netnsOf = (pid: number | "self"): Fd =>
@@ -84,8 +83,7 @@ export async function aside(...errands: readonly Errand[]): Promise<Reply[][]> {
   const child = launch([...sends, exit(0)]);
   using pidfd = child.pidfd;
   const failure = child.started().catch((e: unknown) => e);
-  await ended(pidfd);
-  reap(pidfd);
+  await collected(pidfd);
   const failed = await failure;
   if (failed) throw failed;
   return prepared.map((p) => p?.finish() ?? []);

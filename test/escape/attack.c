@@ -41,6 +41,23 @@ static int call(char **arg)
 	return 0;
 }
 
+/* node PATH, pose PATH: make a device node; have the same path at the same address, and wait. */
+static char path_of_node[64];
+
+static int node(char **arg)
+{
+	strncpy(path_of_node, arg[0], sizeof path_of_node - 1);
+	return mknod(path_of_node, S_IFCHR | 0644, 0x103) ? held(name_of(errno)) : won(arg[0]);
+}
+
+static int pose(char **arg)
+{
+	strncpy(path_of_node, arg[0], sizeof path_of_node - 1);
+	puts("posing");
+	fflush(stdout);
+	return pause();
+}
+
 /* climb: out of a root directory that is only a directory. */
 static int climb(char **arg)
 {
@@ -145,6 +162,25 @@ static int spy(char **arg)
 		closedir(d);
 	}
 	return held("nothing of the host was seen");
+}
+
+/* hold SECONDS: trace every process that appears, and let none of them go, not even when it has ended. */
+static int hold(char **arg)
+{
+	int count = 0;
+
+	puts("holding");
+	fflush(stdout);
+	for (time_t end = time(NULL) + atoi(arg[0]); time(NULL) < end;) {
+		DIR *d = opendir("/proc");
+		for (struct dirent *e; (e = readdir(d));)
+			if (atoi(e->d_name) > 1)
+				count += ptrace(PTRACE_SEIZE, atoi(e->d_name), 0, 0) == 0;
+		closedir(d);
+	}
+	printf("held %d of them\n", count);
+	fflush(stdout);
+	return 0;
 }
 
 /* overwrite SECONDS: open the executable of every process for writing. */
@@ -339,7 +375,8 @@ static const struct {
 	int (*run)(char **);
 	int least;
 } attacks[] = {
-	{ "call", call, 1 }, { "climb", climb, 0 }, { "swap", swap, 2 }, { "chase", chase, 4 }, { "spy", spy, 1 },
+	{ "call", call, 1 }, { "node", node, 1 }, { "pose", pose, 1 }, { "climb", climb, 0 }, { "swap", swap, 2 },
+	{ "chase", chase, 4 }, { "spy", spy, 1 }, { "hold", hold, 1 },
 	{ "overwrite", overwrite, 1 }, { "connections", connections, 2 }, { "forks", forks, 1 }, { "memory", memory, 1 },
 	{ "tick", tick, 0 }, { "files", files, 2 }, { "frame", frame, 7 }, { "arp", arp, 4 }, { "hear", hear, 3 },
 };

@@ -19,6 +19,7 @@ import type {
   IControllerToDaemon,
 } from "../../proto/gen/proto.js";
 import type { Module } from "../../src/cmld/module.ts";
+import type { Fd } from "../../src/sys/fd.ts";
 import { type Op, show } from "../../src/sys/op.ts";
 import type { Mounts, World } from "../host/world.ts";
 
@@ -117,6 +118,8 @@ export interface Weak {
   readonly program?: (ops: readonly Op[]) => readonly Op[];
   /** … of `control run`, in the container whose init is `pid`. */
   readonly exec?: (ops: readonly Op[], pid: number, how: How) => readonly Op[];
+  /** How the end of such a command is waited for. */
+  readonly collect?: (pidfd: Fd) => Promise<unknown>;
 }
 
 /** Without some modules. */

@@ -8,7 +8,7 @@ import { Ledger } from "../../src/cmld/ledger.ts";
 import type { Module, Process, Start } from "../../src/cmld/module.ts";
 import { childGroupOf } from "../../src/cmld/modules/cgroups.ts";
 import { program } from "../../src/cmld/program.ts";
-import { launch, reap } from "../../src/run/launch.ts";
+import { collected, launch } from "../../src/run/launch.ts";
 import {
   AT_FDCWD,
   O_DIRECTORY,
@@ -22,7 +22,7 @@ import {
 import { Fd, pair, pipe } from "../../src/sys/fd.ts";
 import { mem } from "../../src/sys/mem.ts";
 import { now } from "../../src/sys/now.ts";
-import { ended, readable } from "../../src/sys/poll.ts";
+import { readable } from "../../src/sys/poll.ts";
 import { kill, SIGKILL } from "../../src/sys/process.ts";
 import { product, type Recipe, Said, type World } from "../host/world.ts";
 import type { How, Weak } from "./attack.ts";
@@ -114,8 +114,7 @@ export class Composed {
     using end = output.read;
     let text = "";
     for await (const chunk of Bun.file(end.n).stream()) text += Buffer.from(chunk).toString();
-    await ended(child.pidfd);
-    reap(child.pidfd);
+    await (this.weak.collect ?? collected)(child.pidfd);
     child.pidfd.close();
     await execed;
     return text;
@@ -130,8 +129,7 @@ export class Composed {
 
   async end(): Promise<void> {
     kill(this.process.pidfd, SIGKILL);
-    await ended(this.process.pidfd);
-    reap(this.process.pidfd);
+    await collected(this.process.pidfd);
     await this.ledger.release();
     this.process.pidfd.close();
   }

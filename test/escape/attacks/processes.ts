@@ -1,6 +1,7 @@
 // Processes that join a container, and those that watch them: `control run` from the inside.
 
 import { exec } from "../../../src/cmld/exec.ts";
+import { collected, reap } from "../../../src/run/launch.ts";
 import {
   AT_FDCWD,
   dup3,
@@ -13,6 +14,7 @@ import {
 } from "../../../src/sys/calls.ts";
 import { EBADF, ENOENT } from "../../../src/sys/error.ts";
 import { type Op, Reg, show } from "../../../src/sys/op.ts";
+import { ended } from "../../../src/sys/poll.ts";
 import { UID_START, type World } from "../../host/world.ts";
 import {
   ATTACKER,
@@ -109,6 +111,18 @@ const workdir = async (g: Ground): Promise<string> =>
     return found.length > 0 ? `won: ${found} outside` : "held: nothing outside";
   });
 
+/** Seconds that ended commands are held, longer than they last. */
+const HOLD_S = 1;
+const END_MS = 2_000;
+
+async function inTime(end: Promise<void>): Promise<boolean> {
+  const late = Promise.withResolvers<boolean>();
+  const timer = setTimeout(late.resolve, END_MS, false);
+  const over = await Promise.race([end.then(() => true), late.promise]);
+  clearTimeout(timer);
+  return over;
+}
+
 /** One whose client keeps all that comes. */
 async function keepsEverything(world: World): Promise<string> {
   const c = world.container({ init: ["/bin/sleep", "1000000"] });
@@ -153,13 +167,34 @@ export const processes: readonly Attack[] = [
     row: 1,
     name: "tracing a process while it joins, and reading what it has open",
     attempt: spied("attack spy 2", (c) => c.run("true")),
-    // On the development host (Linux 6.18) it has come to stand still, why is not known yet; in the machine it ends.
-    only: "machine",
     proof: {
       exec(ops) {
         const at = position(ops, /^setgroups\(0, 0\)/);
         const open = [...ops.slice(0, at + 1), prctl(PR_SET_DUMPABLE, 1), pause(200), ...ops.slice(at + 1)];
         return without(/^close_range/, /^prctl\(4, 0,/)(open);
+      },
+    },
+  },
+  {
+    row: 1,
+    name: "tracing commands, and holding them when they have ended",
+    attempt: async (g) => {
+      const c = await g.start(ATTACKER);
+      const said = c.run(`attack hold ${HOLD_S}`);
+      const held = Promise.all([c.run("sleep 0.3"), c.run("sleep 0.4")]);
+      const holding = await said;
+      const end = c.end();
+      const ends = await inTime(end);
+      await Promise.all([held, end]);
+      if (!/held [1-9]/.test(holding)) throw new Error(`nothing was traced: ${holding}`);
+      return ends ? "held: they are collected, and the container ends" : "won: the container cannot end";
+    },
+    proof: {
+      async collect(pidfd) {
+        await ended(pidfd);
+        if (reap(pidfd)) return;
+        await Bun.sleep(HOLD_S * 1000 + END_MS); // collected later, so that the test ends
+        await collected(pidfd);
       },
     },
   },
