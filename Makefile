@@ -115,7 +115,7 @@ GUESTS := core0 debian busybox classic
 guests: $(GUESTS:%=$(OUT)/guests/%-1.sig) ## build the guests core0, debian, busybox and classic in out/guests/, and sign them with out/pki
 
 define GUEST
-$(OUT)/guests/$(1)-1.conf: initramfs/guests.ts initramfs/packages.ts src/guestos/image.ts src/lib/text.ts \
+$(OUT)/guests/$(1)-1.conf: initramfs/guests.ts initramfs/packages.ts src/guestos/image.ts src/sys/verity.ts src/lib/text.ts \
 		$$(shell find initramfs/files/$(1) -type f 2>/dev/null) | proto/gen/proto.js $(OUT)/tools.ready
 	$(BUN) initramfs/guests.ts $(1)
 endef

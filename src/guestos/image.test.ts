@@ -13,7 +13,9 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { GuestOSConfig, GuestOSMount } from "../../proto/gen/proto.js";
+import { Chance, SEED } from "../../test/chance.ts";
 import { parse } from "../lib/text.ts";
+import { BLOCK } from "../sys/verity.ts";
 import { build, check, type Guest, hasFile } from "./image.ts";
 import { main } from "./main.ts";
 
@@ -28,6 +30,7 @@ writeFileSync(`${tree}/usr/sbin/real`, "#!/bin/sh\n", { mode: 0o755 });
 symlinkSync("../../../../../../etc/passwd", `${tree}/outside`);
 symlinkSync("loop", `${tree}/loop`);
 for (let i = 0; i < 40; i++) writeFileSync(`${tree}/usr/${i}`, "x".repeat(i * 1000));
+writeFileSync(`${tree}/usr/noise`, new Chance(SEED).bytes(100_000)); // blocks that do not vanish
 
 const guest: Guest = {
   name: "demo",
@@ -64,7 +67,19 @@ test.each(["erofs", "squashfs"] as const)(
     expect(root.image_sha2_256).toBe(new Bun.CryptoHasher("sha256").update(bytes).digest("hex"));
     expect(root.image_sha1).toBe(new Bun.CryptoHasher("sha1").update(bytes).digest("hex"));
     expect(await check(config, built.confPath)).toEqual([]);
-    writeFileSync(`${dir}/${fs}/demo-3/root.img`, "other");
+    const image = `${dir}/${fs}/demo-3/root.img`;
+    const tree = `${dir}/${fs}/demo-3/root.hash.img`;
+    // The reference: it takes the tree, and with the image it takes nothing else.
+    const veritysetup = (root: string) =>
+      Bun.spawnSync(["veritysetup", "verify", image, tree, root]).exitCode;
+    expect(veritysetup(root.image_verity_sha256)).toBe(0);
+    expect(veritysetup(root.image_sha2_256)).not.toBe(0);
+    const whole = readFileSync(tree);
+    writeFileSync(tree, whole.with(BLOCK, whole[BLOCK]! ^ 1));
+    expect((await check(config, built.confPath))[0]).toContain("Verification");
+    writeFileSync(tree, whole.with(32, 0x63)); // another algorithm
+    expect((await check(config, built.confPath))[0]).toContain('only "sha256" is taken');
+    writeFileSync(image, "other");
     expect((await check(config, built.confPath))[0]).toContain("image_size is 5");
   },
 );
@@ -77,6 +92,8 @@ test.each(["erofs", "squashfs"] as const)("build() of %s: same input, same bytes
   const one = await build({ ...guest, fs, date, out: `${dir}/one-${fs}` });
   const two = await build({ ...guest, fs, date, out: `${dir}/two-${fs}`, from: copy });
   expect(readFileSync(two.imagePath).equals(readFileSync(one.imagePath))).toBe(true);
+  const hashes = (path: string) => readFileSync(path.replace("root.img", "root.hash.img"));
+  expect(hashes(two.imagePath).equals(hashes(one.imagePath))).toBe(true);
   expect(readFileSync(two.confPath, "utf8")).toBe(readFileSync(one.confPath, "utf8"));
   expect(one.config.build_date).toBe("2023-11-14T22:13:20UTC");
 });

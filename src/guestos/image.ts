@@ -1,5 +1,5 @@
-// A folder or a tar file becomes a GuestOS: OUT/<name>-<version>/root.img and OUT/<name>-<version>.conf, laid out as
-// cmld's operatingsystems/ is, so that copying them there installs them.
+// A folder or a tar file becomes a GuestOS: OUT/<name>-<version>/root.img, its hash tree root.hash.img for dm-verity, and
+// OUT/<name>-<version>.conf, laid out as cmld's operatingsystems/ is, so that copying them there installs them.
 //
 // Reproducible: the same files give the same bytes. Every file gets the date of the newest one (or SOURCE_DATE_EPOCH),
 // the file system's uuid comes from the GuestOS' name, and nothing else of this machine goes in.
@@ -18,6 +18,7 @@ import {
   openSync,
   readdirSync,
   readlinkSync,
+  readSync,
   renameSync,
   rmSync,
   statSync,
@@ -32,6 +33,8 @@ import {
   type IGuestOSMount,
 } from "../../proto/gen/proto.js";
 import { print } from "../lib/text.ts";
+import { chain } from "../sys/error.ts";
+import { BLOCK, checkTree, makeTree, readSuperblock, SUPERBLOCK } from "../sys/verity.ts";
 
 /** As uname(2) says it → as GuestOS configurations say it (spec of the original: core 9.4). */
 export const HARDWARE: Readonly<Record<string, string>> = { x86_64: "x86", aarch64: "arm", riscv64: "riscv" };
@@ -93,20 +96,24 @@ export async function build(guest: Guest, say: (line: string) => void = () => {}
   };
   process.on("SIGINT", interrupted).on("SIGTERM", interrupted);
   try {
-    const tree = statSync(guest.from).isDirectory()
+    const folder = statSync(guest.from).isDirectory()
       ? guest.from
       : await unpack(guest, join(work, "tree"), say);
     const init = guest.config.init_path ?? "/init";
-    if (init !== CSERVICE && !hasFile(tree, init)) throw new Error(`init ${init} is not in ${guest.from}`);
-    const date = guest.date ?? epoch() ?? newest(tree);
+    if (init !== CSERVICE && !hasFile(folder, init)) throw new Error(`init ${init} is not in ${guest.from}`);
+    const date = guest.date ?? epoch() ?? newest(folder);
     mkdirSync(join(work, "new"));
     const image = join(work, "new/root.img");
     say(`writing ${guest.fs} image of ${guest.from}`);
-    await make(guest, tree, image, date);
+    await make(guest, folder, image, date);
     say(`hashing ${statSync(image).size} bytes`);
-    const config = describe(guest, await hashed(image), date);
+    const hashes = await hashed(image);
+    const tree = join(work, "new/root.hash.img");
+    const image_verity_sha256 = hashTree(image, tree, hashes);
+    const config = describe(guest, { ...hashes, image_verity_sha256 }, date);
     const text = print(GuestOSConfig, config);
     sync(image);
+    sync(tree);
     const conf = join(work, "new.conf");
     writeFileSync(conf, text);
     sync(conf);
@@ -223,8 +230,7 @@ const PACKAGES: Record<string, string> = { "mkfs.erofs": "erofs-utils", mksquash
 async function make(guest: Guest, tree: string, image: string, date: number): Promise<void> {
   const owner = guest.allRoot ? [guest.fs === "erofs" ? "--all-root" : "-all-root"] : [];
   if (guest.fs === "erofs") {
-    const digest = createHash("sha256").update(`guestos ${guest.name}-${guest.version}`).digest("hex");
-    const uuid = digest.replace(/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*$/, "$1-$2-4$3-8$4-$5");
+    const uuid = uuidFrom(`guestos ${guest.name}-${guest.version}`);
     const compressed = guest.compress ? ["-zlz4hc"] : [];
     await tool(["mkfs.erofs", "--quiet", `-T${date}`, `-U${uuid}`, ...compressed, ...owner, image, tree]);
   } else {
@@ -264,10 +270,30 @@ export async function hashed(path: string): Promise<Hashes> {
   return { image_size: size, image_sha1: sha1.digest("hex"), image_sha2_256: sha256.digest("hex") };
 }
 
+/** Write the hash tree of an image; its root hash. Salt and uuid come from the image, so that it is reproducible, too. */
+export function hashTree(image: string, tree: string, { image_size, image_sha2_256 }: Hashes): string {
+  if (image_size % BLOCK !== 0)
+    throw new Error(`${image}: ${image_size} bytes are no whole blocks of ${BLOCK}`);
+  const salt = createHash("sha256").update(`verity salt ${image_sha2_256}`).digest();
+  const uuid = uuidFrom(`verity uuid ${image_sha2_256}`);
+  writeFileSync(tree, "");
+  return makeTree(image, tree, { uuid, blocks: image_size / BLOCK, salt: new Uint8Array(salt) });
+}
+
+/** A uuid that is always the same for the same text. */
+function uuidFrom(text: string): string {
+  const digest = createHash("sha256").update(text).digest("hex");
+  return digest.replace(/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*$/, "$1-$2-4$3-8$4-$5");
+}
+
 /** "2026-11-21T02:10:59UTC", as the original's build tool writes it. */
 const buildDate = (date: number): string => new Date(date * 1000).toISOString().replace(/\.\d+Z$/, "UTC");
 
-function describe(guest: Guest, image: Hashes, date: number): IGuestOSConfig {
+function describe(
+  guest: Guest,
+  image: Hashes & { readonly image_verity_sha256: string },
+  date: number,
+): IGuestOSConfig {
   const root: IGuestOSMount = {
     image_file: "root",
     mount_point: "/",
@@ -286,6 +312,16 @@ function describe(guest: Guest, image: Hashes, date: number): IGuestOSConfig {
   };
 }
 
+function beginning(path: string, length: number): Uint8Array {
+  const fd = openSync(path, "r");
+  try {
+    const bytes = new Uint8Array(length);
+    return bytes.subarray(0, readSync(fd, bytes));
+  } finally {
+    closeSync(fd);
+  }
+}
+
 /** What is wrong with the images that a configuration at `confPath` names; nothing if all is well. */
 export async function check(config: IGuestOSConfig, confPath: string): Promise<string[]> {
   const { SHARED, FLASH, OVERLAY_RO, SHARED_RW, STORE_ONLY } = GuestOSMount.Type;
@@ -302,8 +338,19 @@ export async function check(config: IGuestOSConfig, confPath: string): Promise<s
     for (const key of ["image_size", "image_sha1", "image_sha2_256"] as const)
       if (mount[key] !== undefined && mount[key] !== is[key])
         wrong.push(`${path}: ${key} is ${is[key]}, the configuration says ${mount[key]}`);
-    if (mount.image_verity_sha256 && !existsSync(path.replace(/\.img$/, ".hash.img")))
-      wrong.push(`${path.replace(/\.img$/, ".hash.img")} is missing`);
+    if (mount.image_verity_sha256) {
+      const tree = path.replace(/\.img$/, ".hash.img");
+      try {
+        const head = readSuperblock(beginning(tree, SUPERBLOCK));
+        if (head.blocks * BLOCK !== is.image_size)
+          throw new Error(
+            `it is over ${head.blocks} blocks of ${BLOCK} bytes, the image has ${is.image_size} bytes`,
+          );
+        checkTree(path, tree, head, mount.image_verity_sha256);
+      } catch (e) {
+        wrong.push(existsSync(tree) ? `${tree}: ${chain(e)}` : `${tree} is missing`);
+      }
+    }
   }
   return wrong;
 }
