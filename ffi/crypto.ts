@@ -16,7 +16,11 @@ export const crypto = dlopen("libcrypto.so.3", {
   BIO_free: { args: [ptr], returns: i32 },
   // openssl/bn.h
   BN_bin2bn: { args: [ptr, i32, ptr], returns: ptr },
+  BN_bn2binpad: { args: [ptr, ptr, i32], returns: i32 },
   BN_free: free,
+  BN_clear_free: free,
+  // openssl/crypto.h
+  CRYPTO_secure_malloc_init: { args: [usize, usize], returns: i32 },
   // openssl/err.h
   ERR_clear_error: { args: [], returns: T.void },
   ERR_peek_last_error: { args: [], returns: u64 },
@@ -30,6 +34,7 @@ export const crypto = dlopen("libcrypto.so.3", {
   // openssl/asn1.h
   ASN1_TIME_print: { args: [ptr, ptr], returns: i32 },
   ASN1_INTEGER_free: free,
+  ASN1_INTEGER_get_int64: { args: [ptr, ptr], returns: i32 },
   BN_to_ASN1_INTEGER: { args: [ptr, ptr], returns: ptr },
   // openssl/objects.h
   OBJ_sn2nid: { args: [ptr], returns: i32 },
@@ -55,6 +60,28 @@ export const crypto = dlopen("libcrypto.so.3", {
   EVP_PKEY_CTX_set_rsa_padding: { args: [ptr, i32], returns: i32 },
   EVP_PKEY_CTX_set_rsa_mgf1_md: { args: [ptr, ptr], returns: i32 },
   EVP_PKEY_CTX_set_rsa_pss_saltlen: { args: [ptr, i32], returns: i32 },
+  EVP_PKEY_get_size: { args: [ptr], returns: i32 },
+  EVP_PKEY_get_bn_param: { args: [ptr, ptr, ptr], returns: i32 },
+  EVP_PKEY_CTX_new: { args: [ptr, ptr], returns: ptr },
+  EVP_PKEY_encrypt_init: { args: [ptr], returns: i32 },
+  EVP_PKEY_encrypt: { args: [ptr, ptr, ptr, ptr, usize], returns: i32 },
+  EVP_PKEY_decrypt_init: { args: [ptr], returns: i32 },
+  EVP_PKEY_decrypt: { args: [ptr, ptr, ptr, ptr, usize], returns: i32 },
+  EVP_CIPHER_CTX_new: { args: [], returns: ptr },
+  EVP_CIPHER_CTX_free: free,
+  EVP_aes_256_cbc: { args: [], returns: ptr },
+  EVP_CipherInit_ex: { args: [ptr, ptr, ptr, ptr, ptr, i32], returns: i32 },
+  EVP_CipherUpdate: { args: [ptr, ptr, ptr, ptr, i32], returns: i32 },
+  EVP_CipherFinal_ex: { args: [ptr, ptr, ptr], returns: i32 },
+  // openssl/hmac.h
+  HMAC: { args: [ptr, ptr, i32, ptr, usize, ptr, ptr], returns: ptr },
+  // openssl/pkcs12.h
+  d2i_PKCS12_bio: { args: [ptr, ptr], returns: ptr },
+  i2d_PKCS12_bio: { args: [ptr, ptr], returns: i32 },
+  PKCS12_free: free,
+  PKCS12_get0_mac: { args: [ptr, ptr, ptr, ptr, ptr], returns: T.void },
+  PKCS12_parse: { args: [ptr, ptr, ptr, ptr, ptr], returns: i32 },
+  PKCS12_create: { args: [ptr, ptr, ptr, ptr, ptr, i32, i32, i32, i32, i32], returns: ptr },
   // openssl/pem.h
   PEM_read_bio_X509: { args: [ptr, ptr, ptr, ptr], returns: ptr },
   PEM_read_bio_X509_CRL: { args: [ptr, ptr, ptr, ptr], returns: ptr },

@@ -304,7 +304,7 @@ test("tokens are not there yet", async () => {
   const [none] = await c.ask(Command.CREATE_CONTAINER, { container_config_file: config("NONE") });
   const [b] = await c.ask(Command.CONTAINER_START, {
     container_uuids: [none!.container_uuids[0]!],
-    container_start_params: { key: "" },
+    container_start_params: { key: new Uint8Array() },
   });
   expect(b).toMatchObject({ response: Response.CONTAINER_START_EINTERNAL });
 });

@@ -66,8 +66,10 @@ export class Connection implements Disposable {
   }
 
   send(request: IControllerToDaemon): Promise<void> {
-    const bytes = frame(ControllerToDaemon.encode(request));
-    this.#sent = this.#sent.then(() => this.#write(bytes));
+    const message = ControllerToDaemon.encode(request);
+    const bytes = frame(message);
+    message.fill(0); // perhaps a password
+    this.#sent = this.#sent.then(() => this.#write(bytes)).finally(() => bytes.fill(0));
     return this.#sent;
   }
 

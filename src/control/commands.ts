@@ -15,6 +15,7 @@ import {
 } from "../../proto/gen/proto.js";
 import { FRAME_MAX } from "../lib/frame.ts";
 import { print as asText } from "../lib/text.ts";
+import type { Secret } from "../sys/secret.ts";
 import { type Call, type Container, find, isOk, reason, stateWord } from "./answer.ts";
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
@@ -304,10 +305,17 @@ async function tokenless(connection: Connection, uuid: string): Promise<boolean>
   return m.container_configs[0]?.token_type === ContainerTokenType.NONE;
 }
 
+/** The bytes of a password for a request, until the request has been made. */
+const lent =
+  (until: DisposableStack) =>
+  (typed: Secret): Uint8Array =>
+    until.use(typed).lend((bytes) => bytes);
+
 async function withKey(
   call: Call,
   connection: Connection,
   uuid: string,
+  pin: (typed: Secret) => Uint8Array,
 ): Promise<IContainerStartParams | undefined> {
   const pad = await connection.ask({ command: Command.CONTAINER_CMLD_HANDLES_PIN, container_uuids: [uuid] });
   const known = pad.code === Code.CONTAINER_CMLD_HANDLES_PIN;
@@ -320,11 +328,11 @@ async function withKey(
     await (call.manner === "json" ? undefined : out("Please Enter your password via pin reader\n"));
     return { ...setup };
   }
-  if (key !== undefined) return { ...(key !== true && { key }), ...setup };
+  if (key !== undefined) return { ...(key !== true && { key: Buffer.from(key) }), ...setup };
   if (known && (await tokenless(connection, uuid))) return setup;
   const { Input } = await import("./terminal.ts");
   await using input = new Input(call.manner === "json");
-  return { key: await input.secret("Password: "), ...setup };
+  return { key: pin(await input.secret("Password: ")), ...setup };
 }
 
 /** One system call a line, for whoever reads it. */
@@ -340,7 +348,8 @@ async function start(call: Call): Promise<number> {
   const [container] = await find(connection, [call.given.word("container")]);
   const container_uuids = [container!.uuid];
   if (call.given.has("explain")) return await explain(call, connection, container_uuids);
-  const params = await withKey(call, connection, container!.uuid);
+  using secrets = new DisposableStack();
+  const params = await withKey(call, connection, container!.uuid, lent(secrets));
   const { waiter } = await import("./logs.ts");
   using waiting = call.given.has("wait") ? await waiter(call, container!.uuid) : undefined;
   const m = await connection.ask({
@@ -360,11 +369,12 @@ const NO_COLOURS: Colours = { head: same, good: same, busy: same, cold: same, ba
 
 async function stop(call: Call): Promise<number> {
   using connection = await call.connect();
+  using secrets = new DisposableStack();
   const [container] = await find(connection, [call.given.word("container")]);
   const m = await connection.ask({
     command: Command.CONTAINER_STOP,
     container_uuids: [container!.uuid],
-    container_start_params: await withKey(call, connection, container!.uuid),
+    container_start_params: await withKey(call, connection, container!.uuid, lent(secrets)),
   });
   return call.show(m, (c) => saying("stopping")(m, c, container));
 }
@@ -374,15 +384,16 @@ async function changePin(call: Call): Promise<number> {
   const [container] = await find(connection, [call.given.word("container")]);
   const { Input } = await import("./terminal.ts");
   await using input = new Input(call.manner === "json");
-  const device_pin = await input.secret("Current Password: ");
-  const device_newpin = await input.secret("New Password: ");
-  if ((await input.secret("Re-enter New Password: ")) !== device_newpin)
-    throw new Error("Passwords don't match!");
+  using pin = await input.secret("Current Password: ");
+  using fresh = await input.secret("New Password: ");
+  using again = await input.secret("Re-enter New Password: ");
+  if (!again.equals(fresh)) throw new Error("Passwords don't match!");
+  using secrets = new DisposableStack();
   const m = await connection.ask({
     command: Command.CONTAINER_CHANGE_TOKEN_PIN,
     container_uuids: [container!.uuid],
-    device_pin,
-    device_newpin,
+    device_pin: lent(secrets)(pin),
+    device_newpin: lent(secrets)(fresh),
   });
   return call.show(m, (c) => saying("password changed")(m, c, container));
 }

@@ -1,8 +1,11 @@
 // The terminal that somebody sits at, if there is one: secrets read without showing them, raw mode for a command in a
 // container. Whatever changes its settings gives them back on every way out: return, error, exit and signal.
+import { isUtf8 } from "node:buffer";
 import { constants } from "node:os";
+import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
 import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty.ts";
+import { Secret } from "../sys/secret.ts";
 import { isTerminal, out, say } from "./print.ts";
 
 const STDIN = 0;
@@ -78,19 +81,20 @@ export class Input implements AsyncDisposable {
     }
   }
 
-  /** Without its end of line; at the end of the input what is left, perhaps nothing. */
+  /** Without its end of line; at the end of the input what is left, perhaps nothing. What was read is wiped. */
   async line(): Promise<Uint8Array> {
-    let line: Uint8Array = new Uint8Array(0);
+    let line: Uint8Array = mem(0);
     for (;;) {
       const chunk = await this.chunk();
       if (!chunk) return line;
       const end = chunk.indexOf(10);
       const part = end < 0 ? chunk : chunk.subarray(0, end);
       if (line.length + part.length > LINE_MAX) throw new Error(`a line of more than ${LINE_MAX} bytes`);
-      const longer = new Uint8Array(line.length + part.length);
+      const longer = mem(line.length + part.length);
       longer.set(line);
       longer.set(part, line.length);
       line.fill(0);
+      part.fill(0);
       line = longer;
       if (end >= 0) {
         this.#rest = chunk.subarray(end + 1);
@@ -100,19 +104,15 @@ export class Input implements AsyncDisposable {
   }
 
   /** Ask for a secret. The question goes to standard output, as the original's; to the terminal if that is elsewhere. */
-  async secret(question: string): Promise<string> {
+  async secret(question: string): Promise<Secret> {
     const elsewhere = this.quiet || ((await isTerminal(0)) && !(await isTerminal(1)));
     using _silent = Changed.toSilent(); // before the question: an answer may come at once
     if (elsewhere) await Bun.write(Bun.stderr, question);
     else await out(question);
-    const line = await this.line();
-    try {
-      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(line);
-    } catch (cause) {
-      throw new Error("the password is not UTF-8", { cause });
-    } finally {
-      line.fill(0); // the string cannot be wiped: the message needs one; the program ends soon
-    }
+    const line = Secret.take(await this.line());
+    if (line.lend((bytes) => isUtf8(bytes) && !bytes.includes(0))) return line;
+    line[Symbol.dispose]();
+    throw new Error("the password is not UTF-8");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

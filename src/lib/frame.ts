@@ -1,6 +1,8 @@
 // Messages on a stream: a length of four bytes, big-endian, then that many bytes. The limits are the protocol's: what
 // a peer may make us hold is known before it is stored, and is what it has really sent, twice at most.
 
+import { lasting, mem } from "../sys/mem.ts";
+
 /** Privileged control socket: less than 64 MiB, as the original. */
 export const FRAME_MAX = 2 ** 26 - 1;
 /** Control sockets of guests, and service sockets. */
@@ -13,7 +15,7 @@ const FIRST = 4096;
 /** Header and payload in one piece, because one known client reads a payload with a single read(). */
 export function frame(message: Uint8Array, max = FRAME_MAX): Uint8Array<ArrayBuffer> {
   if (message.length > max) throw new RangeError(`message of ${message.length} bytes, at most ${max}`);
-  const out = new Uint8Array(HEADER + message.length);
+  const out = mem(HEADER + message.length);
   new DataView(out.buffer).setUint32(0, message.length);
   out.set(message, HEADER);
   return out;
@@ -21,7 +23,7 @@ export function frame(message: Uint8Array, max = FRAME_MAX): Uint8Array<ArrayBuf
 
 /** Feed it chunks as they come; it gives whole messages and keeps the rest. One per connection. */
 export class Unframer {
-  #held = new Uint8Array(0);
+  #held = mem(0);
   #size = 0;
   constructor(readonly max = FRAME_MAX) {}
 
@@ -43,8 +45,9 @@ export class Unframer {
       if (length > this.max) throw new RangeError(`frame of ${length} bytes, at most ${this.max}`);
       rest = this.#take(rest, HEADER + length);
       if (this.#size < HEADER + length) return;
-      const message = this.#held.slice(HEADER, HEADER + length);
-      this.#held = new Uint8Array(0);
+      const message = lasting(this.#held.subarray(HEADER, HEADER + length));
+      this.#held.fill(0); // perhaps a password; the message is its receiver's
+      this.#held = mem(0);
       this.#size = 0;
       yield message;
     }
@@ -61,10 +64,9 @@ export class Unframer {
     if (n === 0) return from;
     const need = this.#size + n;
     if (need > this.#held.length) {
-      const larger = new Uint8Array(
-        Math.max(need, Math.min(Math.max(2 * this.#held.length, FIRST), this.max + HEADER)),
-      );
+      const larger = mem(Math.max(need, Math.min(Math.max(2 * this.#held.length, FIRST), this.max + HEADER)));
       larger.set(this.#held.subarray(0, this.#size));
+      this.#held.fill(0);
       this.#held = larger;
     }
     this.#held.set(from.subarray(0, n), this.#size);

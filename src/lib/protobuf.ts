@@ -8,6 +8,8 @@
 // 64-bit numbers are JavaScript numbers. Above 2^53 they are the nearest double; 2^64 and more is written as
 // 2^64-1, which is read as 2^64 (UINT64_MAX): the one large value with a meaning ("unknown") survives exactly.
 
+import { mem } from "../sys/mem.ts";
+
 export type Kind = "string" | "bytes" | "bool" | "int32" | "int64" | "uint32" | "uint64" | "fixed32";
 export type Label = "required" | "optional" | "repeated";
 export type EnumTable = { readonly [name: string]: number | string };
@@ -222,13 +224,14 @@ class Writer {
   #bytes: Uint8Array<ArrayBuffer>;
   #at = 0;
   constructor(size: number) {
-    this.#bytes = new Uint8Array(size);
+    this.#bytes = mem(size); // it does not move: a secret in it is there once
   }
 
   #room(n: number): void {
     if (this.#at + n <= this.#bytes.length) return;
-    const larger = new Uint8Array(Math.max(2 * this.#bytes.length, this.#at + n));
+    const larger = mem(Math.max(2 * this.#bytes.length, this.#at + n));
     larger.set(this.#bytes.subarray(0, this.#at));
+    this.#bytes.fill(0); // perhaps a secret
     this.#bytes = larger;
   }
   varint(low: number, high = 0): void {
@@ -255,8 +258,14 @@ class Writer {
     return this.#bytes.subarray(0, this.#at);
   }
 
+  #part(schema: Schema, m: Message): void {
+    const inner = part(schema, m);
+    this.raw(inner);
+    if (!Object.isFrozen(m)) inner.fill(0); // perhaps a secret; what is frozen is kept
+  }
+
   value(type: Kind | EnumType | Schema, value: unknown): void {
-    if (type instanceof Schema) this.raw(part(type, object(value)));
+    if (type instanceof Schema) this.#part(type, object(value));
     else if (type === "string") this.raw(Buffer.from(string(value)));
     else if (type === "bytes") this.raw(bytes(value));
     else if (type === "bool") this.varint(bool(value) ? 1 : 0);

@@ -51,7 +51,7 @@ const CALLS = (
   "access arch_prctl brk close close_range dup dup2 dup3 pipe epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 eventfd2 execve " +
   "accept4 bind connect exit exit_group faccessat faccessat2 fallocate fchmod fchmodat fcntl fdatasync flock fstat fstatfs fsync " +
   "ftruncate futex getcwd getdents64 getegid geteuid getgid getpeername getpid getppid getrandom getsockname getsockopt gettid getuid " +
-  "getitimer setitimer getpriority kill linkat listen lseek madvise membarrier memfd_create mincore mkdir mkdirat mlock mmap mprotect mremap " +
+  "getitimer setitimer getpriority kill linkat listen lseek madvise membarrier memfd_create mincore mkdir mkdirat mlock mlock2 mmap mprotect mremap " +
   "munlock munmap nanosleep clock_nanosleep clock_gettime clock_getres newfstatat open openat openat2 pipe2 poll ppoll pread64 preadv preadv2 " +
   "prlimit64 pwrite64 pwritev read readlink readlinkat readv recvfrom recvmsg rename renameat renameat2 restart_syscall " +
   "rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_getparam sched_getscheduler " +

@@ -4,8 +4,10 @@ import { mkdirSync } from "node:fs";
 import { setPriority } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
+import { crypto as libcrypto } from "../../ffi/crypto.ts";
 import { DaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { BadMessage } from "../lib/protobuf.ts";
+import { isUuid } from "../lib/uuid.ts";
 import { own } from "../run/self.ts";
 import { SOCK_SEQPACKET } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
@@ -16,6 +18,8 @@ import { receiving, sendPacket } from "../sys/packets.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Device } from "./device.ts";
 import { answer, type Surroundings } from "./requests.ts";
+import { makeToken } from "./softtoken.ts";
+import { Tokens } from "./tokens.ts";
 
 const USAGE = `usage: scd [BASE] [options]
 
@@ -24,6 +28,8 @@ Keeps keys and judges signatures for cmld.
   BASE            data folder with tokens/, operatingsystems/ and containers/ (default: /data/cml)
   --socket PATH   where cmld asks (default: /run/socket/cml-scd_control)
   --first-key     make the device's key and its first certificate, and end
+  --make-token UUID
+                  make a soft token with the first PIN, and end
   -h, --help      print this
 `;
 
@@ -47,9 +53,16 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
         throw e;
       }
       const said = await answer(around, request, fd);
+      bytes.fill(0); // PINs and keys among them
       if (said.error_text)
         log.warn(`${DaemonToToken.Code[request.code] ?? request.code}: ${said.error_text}`);
-      sendPacket(connection, TokenToDaemon.encode(said));
+      const out = TokenToDaemon.encode(said);
+      said.unwrapped_key?.fill(0);
+      try {
+        sendPacket(connection, out);
+      } finally {
+        out.fill(0);
+      }
     },
     (reason) => {
       if (reason !== undefined) log.warn(`a connection ends: ${chain(reason)}`);
@@ -57,6 +70,14 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
       over();
     },
   );
+}
+
+/** libcrypto keeps the secret numbers of private keys here: locked, not dumped, wiped. Some fifty keys fit. */
+const [SECURE_HEAP, SECURE_LEAST] = [1 << 17, 64];
+
+function secureHeap(): void {
+  if (libcrypto.CRYPTO_secure_malloc_init(SECURE_HEAP, SECURE_LEAST) === 0)
+    throw new Error("libcrypto cannot make its secure heap");
 }
 
 /** Whoever starts us hands the socket over; alone, we make it. */
@@ -91,6 +112,7 @@ export async function main(args: string[]): Promise<number> {
     options: {
       socket: { type: "string", default: "/run/socket/cml-scd_control" },
       "first-key": { type: "boolean" },
+      "make-token": { type: "string" },
       help: { type: "boolean", short: "h" },
     },
   });
@@ -108,10 +130,18 @@ export async function main(args: string[]): Promise<number> {
     await device.initialise();
     return 0;
   }
+  const uuid = values["make-token"];
+  if (uuid !== undefined) {
+    if (!isUuid(uuid)) throw new Error(`${uuid}: not a uuid`);
+    setPriority(19);
+    await makeToken(tokens, uuid);
+    return 0;
+  }
   const above = supervisor();
   const log = new Journal({ name: "scd", console: 1, debug: false });
   const readable = [join(base, "operatingsystems"), join(base, "containers")];
-  const around: Surroundings = { tokens, readable, device };
+  secureHeap();
+  const around: Surroundings = { tokens, readable, device, keys: new Tokens(tokens) };
   let connections = 0;
   const listening = [...inherited(() => true).values()].flat()[0] ?? controlSocket(values.socket);
   accepting(listening, (connection) => {

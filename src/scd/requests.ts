@@ -4,9 +4,16 @@ import { createHash } from "node:crypto";
 import { fstatSync, read } from "node:fs";
 import { sep } from "node:path";
 import { promisify } from "node:util";
-import { DaemonToToken, HashAlgo, type ITokenToDaemon, TokenToDaemon } from "../../proto/gen/proto.js";
+import {
+  DaemonToToken,
+  HashAlgo,
+  type ITokenToDaemon,
+  TokenToDaemon,
+  TokenType,
+} from "../../proto/gen/proto.js";
 import { TEXT_MAX } from "../lib/text.ts";
 import { BUNDLE_MAX } from "../pki/certificates.ts";
+import { WrongPassword } from "../pki/pkcs12.ts";
 import { Refused, SIGNATURE_MAX, verify } from "../pki/verify.ts";
 import {
   AT_FDCWD,
@@ -18,9 +25,14 @@ import {
 } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
+import { lasting } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
+import { Secret } from "../sys/secret.ts";
 import type { Device } from "./device.ts";
 import { trustOf } from "./stores.ts";
+import type { Token, Tokens } from "./tokens.ts";
+import { LockedTillReboot } from "./tries.ts";
+import { Corrupt, WRAPPED_MAX } from "./wrap.ts";
 
 const Ask = DaemonToToken.Code;
 const Say = TokenToDaemon.Code;
@@ -40,7 +52,11 @@ export interface Surroundings {
   /** Folders whose files may be named: operatingsystems/ and containers/. */
   readonly readable: readonly string[];
   readonly device: Device;
+  readonly keys: Tokens;
 }
+
+/** More than anybody types, and than a smart card takes. */
+const PIN_MAX = 256;
 
 /** Absent means SHA-1 (spec/security.md 1.2). */
 function algorithmOf(request: DaemonToToken): string {
@@ -163,13 +179,88 @@ async function done(
       if (!(await device.provisioning())) return NOT_PROVISIONING;
       await device.accept(request.device_cert ?? new Uint8Array());
       return { code: Say.DEVICE_CERT_OK };
+    case Ask.LOCK:
+    case Ask.UNLOCK:
+    case Ask.CHANGE_PIN:
+    case Ask.PROVISION_PIN:
+    case Ask.WRAP_KEY:
+    case Ask.UNWRAP_KEY:
+    case Ask.TOKEN_ADD:
+    case Ask.TOKEN_REMOVE:
+      return around.keys.inTurn(request.token_uuid, () => onToken(around.keys, request));
+    default:
+      return { code: Say.CMD_UNKNOWN, error_text: `request ${request.code}: not known` };
+  }
+}
+
+// --- tokens -------------------------------------------------------------------------
+
+function need(bytes: Uint8Array | undefined, what: string, max: number): Uint8Array {
+  if (!bytes) throw new Error(`${what} is missing`);
+  if (bytes.length > max) throw new Error(`${what}: ${bytes.length} bytes, at most ${max}`);
+  return bytes;
+}
+
+const pinOf = (bytes: Uint8Array | undefined, what: string): Secret =>
+  Secret.take(need(bytes, what, PIN_MAX));
+
+function tokenOf(keys: Tokens, request: DaemonToToken): Token {
+  const { token_type: type, token_uuid: uuid } = request;
+  if (type === TokenType.SOFT) return keys.soft(uuid);
+  throw new Error(`token_type ${TokenType[type] ?? type}: there is no token of this type here`);
+}
+
+async function onToken(keys: Tokens, request: DaemonToToken): Promise<ITokenToDaemon> {
+  const token = tokenOf(keys, request);
+  const pairing = request.pairing_secret ?? new Uint8Array();
+  switch (request.code) {
+    case Ask.TOKEN_ADD:
+      await token.add();
+      return { code: Say.TOKEN_ADD_SUCCESSFUL };
+    case Ask.TOKEN_REMOVE:
+      await token.remove();
+      keys.forget(request.token_uuid);
+      return { code: Say.TOKEN_REMOVE_SUCCESSFUL };
+    case Ask.LOCK:
+      await token.lock();
+      return { code: Say.LOCK_SUCCESSFUL };
+    case Ask.UNLOCK: {
+      using pin = pinOf(request.token_pin, "token_pin");
+      await token.unlock(pin, pairing);
+      return { code: Say.UNLOCK_SUCCESSFUL };
+    }
+    case Ask.WRAP_KEY: {
+      using secret = Secret.take(need(request.unwrapped_key, "unwrapped_key", WRAPPED_MAX));
+      const { wrapped, mac } = await token.wrap(secret);
+      return { code: Say.WRAPPED_KEY, wrapped_key: wrapped, wrapped_mac: mac };
+    }
+    case Ask.UNWRAP_KEY: {
+      const wrapped = need(request.wrapped_key, "wrapped_key", WRAPPED_MAX);
+      const { secret, mac } = await token.unwrap({ wrapped, mac: request.wrapped_mac });
+      using _ = secret;
+      // Whoever sends it wipes it.
+      return { code: Say.UNWRAPPED_KEY, unwrapped_key: secret.lend(lasting), wrapped_mac: mac };
+    }
     default: {
-      const code = FAILED[request.code];
-      if (code === undefined)
-        return { code: Say.CMD_UNKNOWN, error_text: `request ${request.code}: not known` };
-      return { code, error_text: "tokens are not available yet" };
+      const first = request.code === Ask.PROVISION_PIN;
+      if (!request.pairing_secret) throw new Error("pairing_secret is missing");
+      using pin = pinOf(request.token_pin, "token_pin");
+      using fresh = pinOf(request.token_newpin, "token_newpin");
+      if (first && token.provision) await token.provision(pin, fresh, pairing);
+      else await token.changePin(pin, fresh, pairing);
+      return { code: first ? Say.PROVISION_PIN_SUCCESSFUL : Say.CHANGE_PIN_SUCCESSFUL };
     }
   }
+}
+
+/** What a failure of a token is called where its request has a word for it. */
+function tokenFailure(request: DaemonToToken, e: unknown): ITokenToDaemon | undefined {
+  if (e instanceof LockedTillReboot) return { code: Say.LOCKED_TILL_REBOOT };
+  if (e instanceof WrongPassword && request.code === Ask.UNLOCK) return { code: Say.PASSWD_WRONG };
+  if (e instanceof Corrupt) return { code: Say.UNWRAPPED_KEY, unwrapped_key: new Uint8Array() };
+  const incomplete = !request.token_pin || !request.token_newpin;
+  if (request.code === Ask.PROVISION_PIN && incomplete) return { code: Say.CHANGE_PIN_FAILED };
+  return undefined;
 }
 
 const NOT_PROVISIONING: ITokenToDaemon = {
@@ -192,6 +283,9 @@ export async function answer(
         code: e.part === "signature" ? Say.CRYPTO_VERIFY_BAD_SIGNATURE : Say.CRYPTO_VERIFY_BAD_CERTIFICATE,
         error_text,
       };
-    return { code: FAILED[request.code] ?? Say.CMD_UNKNOWN, error_text };
+    return {
+      ...(tokenFailure(request, e) ?? { code: FAILED[request.code] ?? Say.CMD_UNKNOWN }),
+      error_text,
+    };
   }
 }

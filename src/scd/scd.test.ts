@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { createHash, X509Certificate } from "node:crypto";
 import {
   copyFileSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
@@ -14,7 +15,13 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
+import {
+  DaemonToToken,
+  HashAlgo,
+  type IDaemonToToken,
+  TokenToDaemon,
+  TokenType,
+} from "../../proto/gen/proto.js";
 import { certify } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
@@ -236,4 +243,125 @@ test("many requests on one connection are answered in order; hostile ones end th
   expect(await next(garbled)).toBe("closed");
   expect((await ask({ code: Ask.DERIVE_KEY })).code).toBe(Say.CMD_UNKNOWN);
   expect((await ask({ code: Ask.CRYPTO_HASH_BUF })).code).toBe(Say.CRYPTO_HASH_OK);
+});
+
+// --- tokens ---------------------------------------------------------------------------
+
+const TOKEN = "f815386c-25b6-4a09-9ee4-4b65b977f167";
+const utf8 = (text: string) => Buffer.from(text);
+const pairing_secret = Buffer.alloc(8, 7);
+const on = (code: DaemonToToken.Code, more: Partial<IDaemonToToken> = {}): IDaemonToToken => ({
+  code,
+  token_uuid: TOKEN,
+  ...more,
+});
+const unlock = (pin: string) => ask(on(Ask.UNLOCK, { token_pin: utf8(pin), pairing_secret }));
+const change = (code: DaemonToToken.Code, pin: string, fresh: string) =>
+  ask(on(code, { token_pin: utf8(pin), token_newpin: utf8(fresh), pairing_secret }));
+const golden = (extension: string) => readFileSync(`test/data/tokens/${TOKEN}.${extension}`);
+
+test("a token of the original: unlocked, its wrapped key given out with a proof for the next time", async () => {
+  writeFileSync(at(`tokens/${TOKEN}.p12`), golden("p12"));
+  expect((await ask(on(Ask.TOKEN_ADD))).code).toBe(Say.TOKEN_ADD_SUCCESSFUL);
+  const locked = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key") }));
+  expect(locked).toMatchObject({ code: Say.UNWRAPPED_KEY, error_text: `${TOKEN}: the token is locked` });
+  expect(locked.unwrapped_key).toBeUndefined();
+  expect((await unlock("newpin1")).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  const first = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key") }));
+  expect(first.unwrapped_key?.length).toBe(96);
+  const wrapped_mac = first.wrapped_mac!;
+  expect(wrapped_mac.length).toBe(32);
+  const second = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key"), wrapped_mac }));
+  expect(second.unwrapped_key).toEqual(first.unwrapped_key);
+  expect(second.wrapped_mac).toBeUndefined();
+  // Whoever knows the public key could have wrapped another.
+  const unwrapped_key = Buffer.alloc(96, 1);
+  const other = await ask(on(Ask.WRAP_KEY, { unwrapped_key }));
+  expect(other.wrapped_key?.length).toBe(648);
+  const forged = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: other.wrapped_key, wrapped_mac }));
+  expect(forged).toMatchObject({ code: Say.UNWRAPPED_KEY, unwrapped_key: new Uint8Array() });
+  const own = await ask(
+    on(Ask.UNWRAP_KEY, { wrapped_key: other.wrapped_key, wrapped_mac: other.wrapped_mac }),
+  );
+  expect(Buffer.from(own.unwrapped_key!)).toEqual(unwrapped_key);
+  expect((await ask(on(Ask.LOCK))).code).toBe(Say.LOCK_SUCCESSFUL);
+  const after = await ask(on(Ask.WRAP_KEY, { unwrapped_key }));
+  expect(after).toMatchObject({ code: Say.WRAPPED_KEY, error_text: `${TOKEN}: the token is locked` });
+}, 60_000);
+
+test("wrong PINs of three requests count together; an unlocked token asks as well", async () => {
+  expect((await unlock("newpin1")).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  const wrong = await unlock("newpin2");
+  expect(wrong).toMatchObject({
+    code: Say.PASSWD_WRONG,
+    error_text: "the PIN is wrong; 2 more in this boot",
+  });
+  expect((await change(Ask.CHANGE_PIN, "x", "y")).code).toBe(Say.CHANGE_PIN_FAILED);
+  expect((await unlock("newpin1")).code).toBe(Say.UNLOCK_SUCCESSFUL); // forgotten
+  expect((await unlock("")).code).toBe(Say.PASSWD_WRONG);
+  expect((await change(Ask.PROVISION_PIN, "x", "y")).code).toBe(Say.PROVISION_PIN_FAILED);
+  expect((await change(Ask.CHANGE_PIN, "x", "y")).error_text).toContain("locked until the next boot");
+  for (const refused of [
+    await unlock("newpin1"),
+    await change(Ask.CHANGE_PIN, "newpin1", "y"),
+    await change(Ask.PROVISION_PIN, "newpin1", "y"),
+  ])
+    expect(refused.code).toBe(Say.LOCKED_TILL_REBOOT);
+  rmSync(at(`tokens/${TOKEN}.tries`)); // as another boot would
+}, 60_000);
+
+test("a change of the PIN makes the file dearer to guess, and keeps the key", async () => {
+  expect((await change(Ask.CHANGE_PIN, "newpin1", "other")).code).toBe(Say.CHANGE_PIN_SUCCESSFUL);
+  expect((await unlock("newpin1")).code).toBe(Say.PASSWD_WRONG);
+  expect((await unlock("other")).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  const key = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key") }));
+  expect(key.unwrapped_key?.length).toBe(96);
+  expect((await ask(on(Ask.LOCK))).code).toBe(Say.LOCK_SUCCESSFUL);
+  const shown = Bun.spawnSync([
+    ...["openssl", "pkcs12", "-in", at(`tokens/${TOKEN}.p12`), "-passin", "pass:other", "-info", "-noout"],
+  ]);
+  expect(shown.stderr.toString()).toContain("MAC: sha256, Iteration 600000");
+  expect((await ask(on(Ask.CHANGE_PIN, { token_pin: utf8("other") }))).code).toBe(Say.CHANGE_PIN_FAILED);
+  expect((await ask(on(Ask.PROVISION_PIN, { token_pin: utf8("other") }))).code).toBe(Say.CHANGE_PIN_FAILED);
+}, 60_000);
+
+test("a new token: made once, with the PIN that everybody knows; removed with all that is there of it", async () => {
+  const token_uuid = "6f6b7def-2abe-407c-8cb9-fe4e92394f2a";
+  const [one, two] = await Promise.all([1, 2].map(() => ask({ code: Ask.TOKEN_ADD, token_uuid })));
+  expect([one!.code, two!.code]).toEqual([Say.TOKEN_ADD_SUCCESSFUL, Say.TOKEN_ADD_SUCCESSFUL]);
+  const made = readFileSync(at(`tokens/${token_uuid}.p12`));
+  const opened = { code: Ask.UNLOCK, token_uuid, token_pin: utf8("trustme"), pairing_secret };
+  expect((await ask(opened)).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  expect((await ask({ code: Ask.TOKEN_ADD, token_uuid })).code).toBe(Say.TOKEN_ADD_SUCCESSFUL);
+  expect(readFileSync(at(`tokens/${token_uuid}.p12`))).toEqual(made);
+  const shown = Bun.spawnSync([
+    ...["openssl", "pkcs12", "-in", at(`tokens/${token_uuid}.p12`), "-passin", "pass:trustme", "-nokeys"],
+  ]);
+  expect(shown.stdout.toString()).toContain(
+    `subject=C = DE, ST = Bayern, L = Muenchen, O = Fraunhofer, OU = AISEC, OU = gyroidos, CN = ${token_uuid}`,
+  );
+  expect((await ask({ ...opened, token_pin: utf8("wrong") })).code).toBe(Say.PASSWD_WRONG);
+  expect((await ask({ code: Ask.TOKEN_REMOVE, token_uuid })).code).toBe(Say.TOKEN_REMOVE_SUCCESSFUL);
+  for (const extension of ["p12", "tries"])
+    expect(existsSync(at(`tokens/${token_uuid}.${extension}`))).toBe(false);
+  expect((await ask(opened)).code).toBe(Say.UNLOCK_FAILED);
+}, 120_000);
+
+test("requests about tokens that make no sense are refused, and scd lives", async () => {
+  for (const [request, code] of [
+    [{ code: Ask.TOKEN_ADD, token_uuid: "../../etc/passwd" }, Say.TOKEN_ADD_FAILED],
+    [{ code: Ask.TOKEN_REMOVE, token_uuid: "*" }, Say.TOKEN_REMOVE_FAILED],
+    [on(Ask.TOKEN_ADD, { token_type: TokenType.NONE }), Say.TOKEN_ADD_FAILED],
+    [on(Ask.TOKEN_ADD, { token_type: TokenType.USB }), Say.TOKEN_ADD_FAILED],
+    [on(Ask.UNLOCK), Say.UNLOCK_FAILED],
+    [on(Ask.UNLOCK, { token_pin: Buffer.alloc(257, "x") }), Say.UNLOCK_FAILED],
+    [on(Ask.WRAP_KEY), Say.WRAPPED_KEY],
+    [on(Ask.UNWRAP_KEY), Say.UNWRAPPED_KEY],
+    [on(Ask.UNWRAP_KEY, { wrapped_key: Buffer.alloc(5000) }), Say.UNWRAPPED_KEY],
+    [{ code: Ask.TOKEN_QUERY_PAIR_STATE }, Say.CMD_UNKNOWN],
+  ] as const) {
+    const refused = await ask(request);
+    expect(refused.code).toBe(code);
+    expect(refused.error_text).not.toBe("");
+  }
 });

@@ -61,6 +61,7 @@ export function sendMessage(
   const m = header(data, control, to && lasting(to));
   const op: Op = { call: "sendmsg", args: [socket.n, m.header, MSG_DONTWAIT | MSG_NOSIGNAL] };
   const sent = attempt(op);
+  data.fill(0); // perhaps a secret
   if (sent < 0) throw new SysError(-sent, show(op));
   if (sent !== data.length) throw new SysError(0, `${show(op)}: ${sent} of ${data.length} bytes`);
   void m.keep;
@@ -153,5 +154,6 @@ export function receiveMessage(socket: Fd, max: number, stay = false): Received 
   }
   if (n === 0 && descriptors.length === 0) return "closed";
   const cut = (said & (MSG_TRUNC | MSG_CTRUNC)) !== 0;
-  return { bytes: data.slice(0, n), descriptors, cut, ...sender };
+  const bytes = n === max ? data : data.slice(0, n); // where its length was known there is one copy, which can be wiped
+  return { bytes, descriptors, cut, ...sender };
 }

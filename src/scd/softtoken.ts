@@ -1,0 +1,142 @@
+// Soft tokens: a private key in tokens/<uuid>.p12 behind a PIN (spec/security.md 1.6). The file is all there is of one; what
+// is held in memory is its key, between an unlock and the lock that follows.
+import { timingSafeEqual } from "node:crypto";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { certify, type Extensions, type Name } from "../pki/issue.ts";
+import { PrivateKey } from "../pki/key.ts";
+import { makePkcs12, openPkcs12, PKCS12_MAX, WrongPassword } from "../pki/pkcs12.ts";
+import { own } from "../run/self.ts";
+import { readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
+import { Secret } from "../sys/secret.ts";
+import type { Token, Wrapped } from "./tokens.ts";
+import { Tries } from "./tries.ts";
+import { Corrupt, macOf, unwrap, wrap } from "./wrap.ts";
+
+const KEY = "rsa:4096";
+const DAYS = 365;
+const FRIENDLY_NAME = "gyroidos test user";
+/** The PIN of a token that nobody has provisioned yet. */
+const TRANSPORT_PIN = "trustme";
+/** A token that was unlocked and is not locked again locks itself: whoever unlocked it has ended. */
+const UNLOCKED_MS = 60_000;
+
+const subject = (uuid: string): Name => [
+  ["C", "DE"],
+  ["ST", "Bayern"],
+  ["L", "Muenchen"],
+  ["O", "Fraunhofer"],
+  ["OU", "AISEC"],
+  ["OU", "gyroidos"],
+  ["CN", uuid],
+];
+const EXTENSIONS: Extensions = [
+  ["basicConstraints", "critical,CA:FALSE"],
+  ["keyUsage", "critical,keyCertSign,cRLSign"],
+  ["subjectKeyIdentifier", "hash"],
+];
+
+const fileOf = (folder: string, uuid: string): string => join(folder, `${uuid}.p12`);
+
+/** Make the token's file, if it is not there. RSA-4096 takes seconds: for a process of its own. */
+export async function makeToken(folder: string, uuid: string): Promise<void> {
+  if (existsSync(fileOf(folder, uuid))) return;
+  using key = PrivateKey.generate(KEY);
+  const certificate = certify({ subject: subject(uuid), key, days: DAYS, extensions: EXTENSIONS });
+  using pin = Secret.take(Buffer.from(TRANSPORT_PIN));
+  await writeAtomic(fileOf(folder, uuid), makePkcs12(FRIENDLY_NAME, key, certificate, pin));
+}
+
+export class SoftToken implements Token {
+  readonly #file: string;
+  readonly #tries: Tries;
+  #key: PrivateKey | undefined;
+  #timer: Timer | undefined;
+
+  constructor(
+    readonly folder: string,
+    readonly uuid: string,
+  ) {
+    this.#file = fileOf(folder, uuid);
+    this.#tries = new Tries(join(folder, `${uuid}.tries`));
+  }
+
+  async add(): Promise<void> {
+    if (existsSync(this.#file)) return;
+    const argv = own("scd", "--make-token", this.uuid, join(this.folder, ".."));
+    const making = Bun.spawn(argv, { stdio: ["ignore", "inherit", "inherit"] });
+    const status = await making.exited;
+    if (status !== 0 || !existsSync(this.#file))
+      throw new Error(`making ${this.#file}: exit status ${status}`);
+  }
+
+  async remove(): Promise<void> {
+    this.lock();
+    await removeSynced(this.folder, [`${this.uuid}.p12`, `${this.uuid}.tries`]);
+  }
+
+  /** The PIN is tried, and counted, whether the token is unlocked or not. */
+  async #open(pin: Secret): Promise<ReturnType<typeof openPkcs12>> {
+    const bytes = await readBounded(this.#file, PKCS12_MAX);
+    if (!bytes) throw new Error(`${this.uuid}: there is no such token`);
+    await this.#tries.begin();
+    let opened: ReturnType<typeof openPkcs12>;
+    try {
+      opened = openPkcs12(`${this.uuid}.p12`, bytes, pin);
+    } catch (e) {
+      if (e instanceof WrongPassword)
+        throw new WrongPassword(`the PIN is wrong; ${await this.#tries.left()}`);
+      await this.#tries.succeeded(); // a damaged file says nothing about the PIN
+      throw e;
+    }
+    try {
+      await this.#tries.succeeded();
+      return opened;
+    } catch (e) {
+      opened.key[Symbol.dispose]();
+      throw e;
+    }
+  }
+
+  async unlock(pin: Secret): Promise<void> {
+    const { key } = await this.#open(pin);
+    this.lock();
+    this.#key = key;
+    this.#timer = setTimeout(() => this.lock(), UNLOCKED_MS);
+  }
+
+  lock(): void {
+    clearTimeout(this.#timer);
+    this.#key?.[Symbol.dispose]();
+    this.#key = undefined;
+  }
+
+  /** The file is replaced as a whole: after a power cut one of the two PINs opens it. */
+  async changePin(pin: Secret, fresh: Secret): Promise<void> {
+    const { key: opened, certificate } = await this.#open(pin);
+    using key = opened;
+    await writeAtomic(this.#file, makePkcs12(FRIENDLY_NAME, key, certificate, fresh));
+  }
+
+  #unlocked(): PrivateKey {
+    if (!this.#key) throw new Error(`${this.uuid}: the token is locked`);
+    return this.#key;
+  }
+
+  wrap(secret: Secret): Wrapped {
+    const key = this.#unlocked();
+    const wrapped = wrap(key, secret);
+    return { wrapped, mac: macOf(key, this.uuid, wrapped) };
+  }
+
+  unwrap({ wrapped, mac }: Wrapped): { secret: Secret; mac?: Uint8Array } {
+    const key = this.#unlocked();
+    const right = macOf(key, this.uuid, wrapped);
+    // Keys that the original wrapped come without: taken as they are, and with one from then on.
+    if (mac && !equal(mac, right)) throw new Corrupt("the wrapped key is not the one that this token made");
+    const secret = unwrap(key, wrapped);
+    return mac ? { secret } : { secret, mac: right };
+  }
+}
+
+const equal = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && timingSafeEqual(a, b);
