@@ -1,7 +1,8 @@
 // Messages on a stream: a length of four bytes, big-endian, then that many bytes. The limits are the protocol's: what
 // a peer may make us hold is known before it is stored, and is what it has really sent, twice at most.
 
-import { lasting, mem } from "../sys/mem.ts";
+/** Zeros that do not move, so that what is in them can be wiped. */
+const fixed = (n: number): Uint8Array<ArrayBuffer> => new Uint8Array(new ArrayBuffer(n));
 
 /** Privileged control socket: less than 64 MiB, as the original. */
 export const FRAME_MAX = 2 ** 26 - 1;
@@ -15,7 +16,7 @@ const FIRST = 4096;
 /** Header and payload in one piece, because one known client reads a payload with a single read(). */
 export function frame(message: Uint8Array, max = FRAME_MAX): Uint8Array<ArrayBuffer> {
   if (message.length > max) throw new RangeError(`message of ${message.length} bytes, at most ${max}`);
-  const out = mem(HEADER + message.length);
+  const out = fixed(HEADER + message.length);
   new DataView(out.buffer).setUint32(0, message.length);
   out.set(message, HEADER);
   return out;
@@ -23,7 +24,7 @@ export function frame(message: Uint8Array, max = FRAME_MAX): Uint8Array<ArrayBuf
 
 /** Feed it chunks as they come; it gives whole messages and keeps the rest. One per connection. */
 export class Unframer {
-  #held = mem(0);
+  #held = fixed(0);
   #size = 0;
   constructor(readonly max = FRAME_MAX) {}
 
@@ -45,9 +46,10 @@ export class Unframer {
       if (length > this.max) throw new RangeError(`frame of ${length} bytes, at most ${this.max}`);
       rest = this.#take(rest, HEADER + length);
       if (this.#size < HEADER + length) return;
-      const message = lasting(this.#held.subarray(HEADER, HEADER + length));
+      const message = fixed(length);
+      message.set(this.#held.subarray(HEADER, HEADER + length));
       this.#held.fill(0); // perhaps a password; the message is its receiver's
-      this.#held = mem(0);
+      this.#held = fixed(0);
       this.#size = 0;
       yield message;
     }
@@ -64,7 +66,9 @@ export class Unframer {
     if (n === 0) return from;
     const need = this.#size + n;
     if (need > this.#held.length) {
-      const larger = mem(Math.max(need, Math.min(Math.max(2 * this.#held.length, FIRST), this.max + HEADER)));
+      const larger = fixed(
+        Math.max(need, Math.min(Math.max(2 * this.#held.length, FIRST), this.max + HEADER)),
+      );
       larger.set(this.#held.subarray(0, this.#size));
       this.#held.fill(0);
       this.#held = larger;

@@ -8,8 +8,6 @@
 // 64-bit numbers are JavaScript numbers. Above 2^53 they are the nearest double; 2^64 and more is written as
 // 2^64-1, which is read as 2^64 (UINT64_MAX): the one large value with a meaning ("unknown") survives exactly.
 
-import { mem } from "../sys/mem.ts";
-
 export type Kind = "string" | "bytes" | "bool" | "int32" | "int64" | "uint32" | "uint64" | "fixed32";
 export type Label = "required" | "optional" | "repeated";
 export type EnumTable = { readonly [name: string]: number | string };
@@ -220,16 +218,19 @@ export function decode(schema: Schema, bytes: Uint8Array): Message {
 
 // --- writing -------------------------------------------------------------------
 
+/** Zeros that do not move: a secret in them is there once. */
+const fixed = (n: number): Uint8Array<ArrayBuffer> => new Uint8Array(new ArrayBuffer(n));
+
 class Writer {
   #bytes: Uint8Array<ArrayBuffer>;
   #at = 0;
   constructor(size: number) {
-    this.#bytes = mem(size); // it does not move: a secret in it is there once
+    this.#bytes = fixed(size);
   }
 
   #room(n: number): void {
     if (this.#at + n <= this.#bytes.length) return;
-    const larger = mem(Math.max(2 * this.#bytes.length, this.#at + n));
+    const larger = fixed(Math.max(2 * this.#bytes.length, this.#at + n));
     larger.set(this.#bytes.subarray(0, this.#at));
     this.#bytes.fill(0); // perhaps a secret
     this.#bytes = larger;

@@ -61,3 +61,12 @@ export const printed = (print: (bio: Pointer) => number): string => new TextDeco
 /** The members of a STACK_OF(…). */
 export const members = (stack: Pointer): Pointer[] =>
   Array.from({ length: C.OPENSSL_sk_num(stack) }, (_, i) => C.OPENSSL_sk_value(stack, i) as Pointer);
+
+/** Bytes: some fifty keys fit; the smallest piece. */
+const [SECURE_HEAP, SECURE_LEAST] = [1 << 17, 64];
+
+/** From now on libcrypto keeps the secret numbers of private keys in memory that is locked, not dumped, and wiped. */
+export function secureHeap(): void {
+  if (C.CRYPTO_secure_malloc_init(SECURE_HEAP, SECURE_LEAST) === 0)
+    throw new Error("libcrypto cannot make its secure heap");
+}

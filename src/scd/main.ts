@@ -4,10 +4,10 @@ import { mkdirSync } from "node:fs";
 import { setPriority } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { crypto as libcrypto } from "../../ffi/crypto.ts";
 import { DaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { BadMessage } from "../lib/protobuf.ts";
 import { isUuid } from "../lib/uuid.ts";
+import { secureHeap } from "../pki/crypto.ts";
 import { own } from "../run/self.ts";
 import { SOCK_SEQPACKET } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
@@ -70,14 +70,6 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
       over();
     },
   );
-}
-
-/** libcrypto keeps the secret numbers of private keys here: locked, not dumped, wiped. Some fifty keys fit. */
-const [SECURE_HEAP, SECURE_LEAST] = [1 << 17, 64];
-
-function secureHeap(): void {
-  if (libcrypto.CRYPTO_secure_malloc_init(SECURE_HEAP, SECURE_LEAST) === 0)
-    throw new Error("libcrypto cannot make its secure heap");
 }
 
 /** Whoever starts us hands the socket over; alone, we make it. */

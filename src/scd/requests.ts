@@ -15,6 +15,7 @@ import { TEXT_MAX } from "../lib/text.ts";
 import { BUNDLE_MAX } from "../pki/certificates.ts";
 import { WrongPassword } from "../pki/pkcs12.ts";
 import { Refused, SIGNATURE_MAX, verify } from "../pki/verify.ts";
+import { Corrupt, WRAPPED_MAX } from "../pki/wrap.ts";
 import {
   AT_FDCWD,
   O_NONBLOCK,
@@ -32,7 +33,6 @@ import type { Device } from "./device.ts";
 import { trustOf } from "./stores.ts";
 import type { Token, Tokens } from "./tokens.ts";
 import { LockedTillReboot } from "./tries.ts";
-import { Corrupt, WRAPPED_MAX } from "./wrap.ts";
 
 const Ask = DaemonToToken.Code;
 const Say = TokenToDaemon.Code;

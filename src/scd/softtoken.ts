@@ -6,12 +6,12 @@ import { join } from "node:path";
 import { certify, type Extensions, type Name } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { makePkcs12, openPkcs12, PKCS12_MAX, WrongPassword } from "../pki/pkcs12.ts";
+import { Corrupt, macOf, unwrap, wrap } from "../pki/wrap.ts";
 import { own } from "../run/self.ts";
 import { readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
 import { Secret } from "../sys/secret.ts";
 import type { Token, Wrapped } from "./tokens.ts";
 import { Tries } from "./tries.ts";
-import { Corrupt, macOf, unwrap, wrap } from "./wrap.ts";
 
 const KEY = "rsa:4096";
 const DAYS = 365;

@@ -3,10 +3,10 @@
 // one, so ours comes with a proof: a MAC under a key that only the token's private key gives.
 import { randomBytes } from "node:crypto";
 import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
-import { must, reason, Scope } from "../pki/crypto.ts";
-import { PADDING, type PrivateKey, pointed, string } from "../pki/key.ts";
 import { lasting, mem } from "../sys/mem.ts";
 import { Secret } from "../sys/secret.ts";
+import { must, reason, Scope } from "./crypto.ts";
+import { PADDING, type PrivateKey, pointed, string } from "./key.ts";
 
 /** The original's limit of a wrapped key. */
 export const WRAPPED_MAX = 4096;

@@ -3,8 +3,8 @@ import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { openPkcs12 } from "../pki/pkcs12.ts";
 import { Secret } from "../sys/secret.ts";
+import { openPkcs12 } from "./pkcs12.ts";
 import { Corrupt, macOf, unwrap, wrap } from "./wrap.ts";
 
 const SOFT = "f815386c-25b6-4a09-9ee4-4b65b977f167";
