@@ -87,17 +87,22 @@ function filter(network: boolean): Op[] {
   return loadFilter(fprog(compile(AUDIT_ARCH[process.arch as Arch], verdicts, refused)));
 }
 
-const GUARDED = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC;
+const LENT = {
+  written: sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC,
+  read: sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC | sys.MOUNT_ATTR_RDONLY,
+  /** Our own programs. */
+  run: sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_RDONLY,
+} as const;
 
 /** The folder as a mount whose root is our daemon's user: what belongs to root on the disk belongs to it inside. */
-async function lent(path: string, readOnly: boolean, ids: Fd, id: number): Promise<Fd> {
+async function lent(path: string, to: keyof typeof LENT, ids: Fd, id: number): Promise<Fd> {
   const tree = new Fd(now(sys.openTree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE)));
-  const attributes = GUARDED | (readOnly ? sys.MOUNT_ATTR_RDONLY : 0);
+  const attributes = LENT[to];
   const mapped = attempt(sys.mountSetattr(tree.n, attributes | sys.MOUNT_ATTR_IDMAP, 0, ids.n));
   if (mapped === 0) return tree;
   if (mapped !== -EINVAL) throw new SysError(-mapped, `mapping the ids of ${path}`);
   // A file system without mapped ids: what is written to belongs to the daemon, what is read must be readable.
-  if (!readOnly) await give(path, id);
+  if (to === "written") await give(path, id);
   now(sys.mountSetattr(tree.n, attributes));
   return tree;
 }
@@ -150,29 +155,39 @@ export async function confined(c: Confinement): Promise<Child> {
   using ids = await idsFrom(c.id, 1);
   using trees = new DisposableStack();
   const folders: [path: string, tree: Fd][] = [];
-  for (const path of [...c.writable, ...c.readable])
-    folders.push([path, trees.use(await lent(path, !c.writable.includes(path), ids, c.id))]);
-  // The programs themselves, where they are not in one of the usual places.
+  const lend = async (path: string, to: keyof typeof LENT) =>
+    folders.push([path, trees.use(await lent(path, to, ids, c.id))]);
+  // The programs themselves, where they are not in one of the usual places. A folder of them may be root's alone.
   const own = ownFiles()
     .map((path) => realpathSync(path))
     .filter((path) => !PROGRAMS.some((place) => path.startsWith(`${place}/`)));
+  const isFolder = (path: string): boolean => lstatSync(path).isDirectory();
+  for (const path of own.filter(isFolder)) await lend(path, "run");
+  for (const path of c.writable) await lend(path, "written");
+  for (const path of c.readable) await lend(path, "read");
   const room = (report: number): Op[] => [
     sys.setsid(),
     ...(c.network instanceof Fd ? [sys.setns(c.network.n, sys.CLONE_NEWNET)] : []),
     sys.mount("none", "/", "none", sys.MS_REC | sys.MS_SLAVE),
-    sys.mount("tmpfs", "/tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=1m,nr_inodes=1k,mode=0755"),
-    sys.chdir("/tmp"),
+    // The room is built upon /proc: nothing that it shows lies there.
+    sys.mount("tmpfs", "/proc", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=1m,nr_inodes=1k,mode=0755"),
+    sys.chdir("/proc"),
     sys.umask(0o022),
-    ...[...PROGRAMS, ...own, ...DEVICES.map((d) => `/dev/${d}`), DMI].flatMap(shown),
+    ...["proc", "tmp"].map((name) => sys.mkdir(name, 0o755)),
+    sys.mount("tmpfs", "tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=16m,nr_inodes=1k,mode=1777"),
+    ...[
+      ...PROGRAMS,
+      ...own.filter((path) => !isFolder(path)),
+      ...DEVICES.map((d) => `/dev/${d}`),
+      DMI,
+    ].flatMap(shown),
     ...(c.files ?? []).flatMap(([path, text]) => [
       ...made(dirname(path)),
       sys.openat(sys.AT_FDCWD, path.slice(1), sys.O_WRONLY | sys.O_CREAT | sys.O_EXCL, 0o644, FILE),
       sys.writeText(FILE, text),
       sys.close(FILE),
     ]),
-    ...["proc", "tmp"].map((name) => sys.mkdir(name, 0o755)),
     sys.mount("proc", "proc", "proc", sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC),
-    sys.mount("tmpfs", "tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "size=16m,nr_inodes=1k,mode=1777"),
     ...folders.flatMap(([path, tree]) => [...made(path), sys.moveMount(tree.n, sys.AT_FDCWD, path.slice(1))]),
     sys.pivotRoot(".", "."),
     sys.umount2(".", sys.MNT_DETACH),

@@ -1,7 +1,17 @@
 // The room of a daemon (src/run/confined.ts): what is in it and what cannot be done there, by a shell that tries; then scd
 // in it, answering.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DaemonToToken, HashAlgo, TokenToDaemon } from "../../proto/gen/proto.js";
@@ -74,6 +84,34 @@ test("it sees its folders, the programs, and nothing else of the machine", async
   expect(await shell("ls /proc | grep -c '^[0-9]'; echo $$")).toContain("1");
   expect(await shell("cat /proc/net/dev | tail -n +3 | wc -l")).toBe("1"); // lo alone, and it is down
 });
+
+test("our own files may lie beneath /tmp: a clone in a temporary folder", async () => {
+  const clone = mkdtempSync("/tmp/clone-");
+  const sources = join(import.meta.dir, "../..");
+  for (const name of [
+    "src",
+    "proto",
+    "ffi",
+    "test",
+    "out/run.so",
+    "package.json",
+    "tsconfig.json",
+    "bunfig.toml",
+  ])
+    cpSync(join(sources, name), join(clone, name), { recursive: true });
+  symlinkSync(join(sources, "node_modules"), join(clone, "node_modules"));
+  const there = Bun.spawn(
+    [process.execPath, "test", "test/host/confined.test.ts", "-t", "scd answers from its room"],
+    {
+      cwd: clone,
+      stdout: "pipe",
+      stderr: "pipe",
+    },
+  );
+  expect(await new Response(there.stderr).text()).toContain("1 pass\n");
+  expect(await there.exited).toBe(0);
+  rmSync(clone, { recursive: true });
+}, 60_000);
 
 const statExists = (path: string): boolean => statSync(path, { throwIfNoEntry: false }) !== undefined;
 
