@@ -1,5 +1,6 @@
 // scd without its process, for tests of what asks it: the same policy, and the roots of test/data/signing and of the
 // development PKI.
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { pki } from "../initramfs/pki.ts";
 import type { Scd } from "../src/cmld/scd.ts";
@@ -11,12 +12,15 @@ const roots = () =>
 
 export function judge(trust: Trust = { software: roots(), local: [], revocation: [] }): Scd {
   const absent = async () => {
-    throw new Error("this scd judges signatures alone");
+    throw new Error("this scd judges and hashes alone");
   };
   return {
     verify: async (data, signature, certificates, ignoreTime) =>
       verify(data, signature, certificates, trust, { ignoreTime }).level,
-    hash: absent,
+    hash: async (file, _, algorithm) =>
+      createHash(algorithm)
+        .update(readFileSync(`/proc/self/fd/${file.n}`))
+        .digest("hex"),
     csr: absent,
     accept: absent,
   };

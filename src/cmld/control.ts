@@ -78,7 +78,8 @@ export interface Daemon {
   /** Signatures, roots, the device's certificate. */
   readonly trust: Pick<Trust, "registerRoot" | "registerLocalRoot" | "csr" | "acceptCertificate">;
   guestOses(): readonly GuestOs[];
-  push(source: Uint8Array, signed?: Signature, progress?: Progress): Promise<Installation>;
+  /** `uid`: the client's. */
+  push(source: Uint8Array, uid: number, signed?: Signature, progress?: Progress): Promise<Installation>;
   removeGuestOs(name: string): Promise<void>;
 
   deviceStats(): Promise<proto.IDeviceStats>;
@@ -243,6 +244,7 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
       const source = need(bytes(r.guestos_config_file), "guestos_config_file");
       const installation = await d.push(
         source,
+        c.peer.uid,
         pair(r.guestos_config_signature, r.guestos_config_certificate),
         r.want_progress ? progressTo(c) : undefined,
       );

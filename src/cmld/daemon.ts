@@ -7,7 +7,7 @@ import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { C0 } from "../lib/uuid.ts";
-import { AT_FDCWD, O_RDONLY, openat } from "../sys/calls.ts";
+import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { removeSynced, writeAtomic } from "../sys/file.ts";
@@ -154,7 +154,9 @@ export class Manager implements Daemon {
       device,
       web,
       trust: this.trust,
+      scd: machine.scd,
       log: (line) => log.warn(line),
+      forget: (folder) => forgetImages(`${folder}/`),
       users: (name, version) =>
         [...this.#all.values()]
           .filter((c) =>
@@ -279,6 +281,7 @@ export class Manager implements Daemon {
     this.#tell(c, to);
     if (to === "RUNNING") {
       hotplug.running(c.uuid);
+      if (c.guestos) void this.#oses.ran(c.guestos.name, c.guestos.version);
       void this.#clock.look();
     }
     const name = AUDITED[to];
@@ -289,7 +292,10 @@ export class Manager implements Daemon {
         void this.#everything();
     }
     // A configuration that waited for this moment.
-    if (to === "STOPPED") void this.#rebind(c).catch((e) => this.#m.log.error(chain(e)));
+    if (to === "STOPPED")
+      void this.#rebind(c)
+        .then(() => this.#oses.purge())
+        .catch((e) => this.#m.log.error(chain(e)));
   }
 
   #tell(c: Managed, state?: State, error?: string): void {
@@ -680,8 +686,23 @@ export class Manager implements Daemon {
     return this.#oses.all();
   }
 
-  async push(source: Uint8Array, signed?: Signature, progress?: Progress): Promise<Installation> {
-    const { os, finished } = await this.#oses.push(source, signed, progress);
+  /** The root of the container in which a client is that has this id. */
+  #rootOf(uid: number): Fd {
+    const uuid = this.ofUid(uid);
+    const c = uuid === undefined ? undefined : this.#all.get(uuid);
+    if (!c) throw new Error("the client is in no container");
+    if (c.pid === undefined)
+      throw new Error(`${shownName(c.config.name)}, where the client was, does not run`);
+    return new Fd(now(openat(AT_FDCWD, `/proc/${c.pid}/root`, O_PATH | O_DIRECTORY)));
+  }
+
+  async push(
+    source: Uint8Array,
+    uid: number,
+    signed?: Signature,
+    progress?: Progress,
+  ): Promise<Installation> {
+    const { os, finished } = await this.#oses.push(source, signed, progress, () => this.#rootOf(uid));
     const title = `${os.config.name}-${os.config.version}`;
     return {
       os,
@@ -690,6 +711,7 @@ export class Manager implements Daemon {
           this.audit?.record("SSA", "GUESTOS_MGMT", "push-os", undefined, { guestos: title });
           this.#m.log.info(`${title}: installed`);
           await this.#rebindAll();
+          await this.#oses.purge();
         },
         (e) => {
           this.audit?.record("FSA", "GUESTOS_MGMT", "push-os", undefined, {
@@ -704,12 +726,7 @@ export class Manager implements Daemon {
   }
 
   async removeGuestOs(name: string): Promise<void> {
-    const folders = this.#oses
-      .all()
-      .filter((os) => os.config.name === name)
-      .map((os) => os.folder);
     await this.#oses.remove(name);
-    for (const folder of folders) forgetImages(`${folder}/`);
     await this.#rebindAll();
   }
 

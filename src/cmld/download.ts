@@ -1,15 +1,35 @@
 // Images from elsewhere. Over http and https by `fetch`, a process in a room of its own within core0's network (hosted: the
-// machine's); from file:// URLs by cmld. What arrives is appended to a file beside its place and hashed on the way; an
+// machine's); from file:///… by cmld; from file://… within the client's container by a child, because whoever serves its file
+// systems may let us wait. What arrives is appended to a file beside its place and hashed on the way; an
 // interrupted download goes on where it ended. The file gets its name when size and hash are right.
 import { createHash, type Hash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { constants, type FileHandle, open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { confined } from "../run/confined.ts";
-import { type Ended, reap } from "../run/launch.ts";
+import { type Ended, launch, reap } from "../run/launch.ts";
 import { own } from "../run/self.ts";
-import { type Fd, pipe } from "../sys/fd.ts";
+import {
+  AT_EMPTY_PATH,
+  closeAllBut,
+  exit,
+  O_NOCTTY,
+  O_NONBLOCK,
+  O_RDONLY,
+  openat2,
+  RESOLVE_IN_ROOT,
+  RESOLVE_NO_MAGICLINKS,
+  SOCK_STREAM,
+  sendfile,
+  signal,
+  wait,
+  write,
+} from "../sys/calls.ts";
+import { type Fd, pair, pipe } from "../sys/fd.ts";
 import { regular } from "../sys/file.ts";
+import { mem } from "../sys/mem.ts";
+import { now } from "../sys/now.ts";
+import { Reg } from "../sys/op.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
 
@@ -32,6 +52,8 @@ export interface Wanted {
   readonly hash: readonly [algorithm: string, digest: string] | undefined;
   /** Bytes that are there so far. */
   progress(bytes: number): void;
+  /** The root of the client's container, for file:// URLs that do not begin with a slash. Throws why there is none. */
+  readonly clientRoot?: (() => Fd) | undefined;
 }
 
 /** spec/security.md 0.3 gives scd and tpm2d theirs; this one is next. */
@@ -53,7 +75,7 @@ export async function download(web: Web, wanted: Wanted): Promise<void> {
   if (at === undefined) return await restart(web, wanted, part);
   wanted.progress(at);
   if (wanted.size === undefined || at < wanted.size) {
-    const source = await sourceOf(web, wanted.url, at);
+    const source = await sourceOf(web, wanted, at);
     if (source.from !== at) {
       await source.stop(); // it has begun to send
       return await restart(web, wanted, part);
@@ -118,10 +140,15 @@ interface Source {
   stop(): Promise<void>;
 }
 
-async function sourceOf(web: Web, url: string, from: number): Promise<Source> {
+async function sourceOf(web: Web, { url, most, clientRoot }: Wanted, from: number): Promise<Source> {
   if (/^https?:\/\//.test(url)) return await overNetwork(web, url, String(from));
-  const path = /^file:\/\/(\/.*)$/.exec(url)?.[1];
-  if (path === undefined) throw new Error(`${url}: http://, https:// or file:///… can be fetched`);
+  const path = /^file:\/\/(.+)$/.exec(url)?.[1];
+  if (path === undefined) throw new Error(`${url}: http://, https:// or file:// can be fetched`);
+  if (!path.startsWith("/")) {
+    if (!clientRoot) throw new Error(`${url}: a path within a container, and the client is in none`);
+    using root = clientRoot();
+    return await fromContainer(root, path, from, most);
+  }
   const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   const close = () => file.close();
   try {
@@ -129,6 +156,74 @@ async function sourceOf(web: Web, url: string, from: number): Promise<Source> {
     return { from, length: Math.max(0, size - from), body: pieces(file, from), end: close, stop: close };
   } catch (e) {
     await close();
+    throw e;
+  }
+}
+
+/** struct statx of linux/stat.h, as far as we ask: its mode and size. */
+const STATX = { bytes: 256, mode: 28, size: 40, basic: 0x7ff } as const;
+const [S_IFMT, S_IFREG] = [0o170000, 0o100000];
+/** Bytes that one sendfile(2) moves: it moves at most 2 GiB. */
+const MOVED = 2 ** 30;
+/** A file that gives nothing for so long is given up. */
+const SILENT_MS = 60_000;
+
+/** A file below `root`, which others have made and may still be changing. */
+async function fromContainer(root: Fd, path: string, from: number, most: number): Promise<Source> {
+  // Not a pipe: sendfile(2) fills it once and returns.
+  const [ours, theirs] = pair(SOCK_STREAM);
+  const [file, status] = [new Reg(0), mem(STATX.bytes)];
+  const child = launch((report) => [
+    ...closeAllBut([report, theirs.n, root.n]),
+    openat2(root.n, path, O_RDONLY | O_NONBLOCK | O_NOCTTY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, 0, file),
+    { call: "statx", args: [file, "", AT_EMPTY_PATH, STATX.basic, status] },
+    write(theirs.n, status),
+    wait(theirs.n),
+    { call: "lseek", args: [file, from, 0] },
+    ...Array.from({ length: Math.ceil(most / MOVED) + 1 }, () => sendfile(theirs.n, file, MOVED)),
+    exit(0),
+  ]);
+  theirs.close();
+  const started = child.started().then(
+    () => undefined,
+    (e: unknown) => e,
+  );
+  const stream = Bun.file(ours.n).stream()[Symbol.asyncIterator]();
+  const finished = async () => {
+    await ended(child.pidfd);
+    reap(child.pidfd);
+    child.pidfd.close();
+    ours.close();
+  };
+  const stop = async () => {
+    kill(child.pidfd, SIGKILL);
+    await finished();
+  };
+  const next = async () => {
+    const late = setTimeout(() => kill(child.pidfd, SIGKILL), SILENT_MS);
+    try {
+      return await stream.next();
+    } finally {
+      clearTimeout(late);
+    }
+  };
+  const what = `${path} in the client's container`;
+  try {
+    const { value: head } = await next();
+    if (head?.length !== STATX.bytes) throw new Error(what, { cause: await started });
+    const seen = Buffer.from(head);
+    if ((seen.readUInt16LE(STATX.mode) & S_IFMT) !== S_IFREG) throw new Error(`${what}: not a regular file`);
+    const size = Number(seen.readBigUInt64LE(STATX.size));
+    now(signal(ours.n));
+    const end = async () => {
+      await finished();
+      const failed = await started;
+      if (failed) throw new Error(what, { cause: failed });
+    };
+    const body = { [Symbol.asyncIterator]: () => ({ next }) };
+    return { from, length: Math.max(0, size - from), body, end, stop };
+  } catch (e) {
+    await stop();
     throw e;
   }
 }

@@ -14,10 +14,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ContainerTrust } from "../../proto/gen/proto.js";
 import { judge } from "../../test/scd.ts";
+import { AT_FDCWD, O_DIRECTORY, O_PATH, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
+import { Fd } from "../sys/fd.ts";
+import { now } from "../sys/now.ts";
 import { readContainer, readDevice } from "./config.ts";
 import type { Web } from "./download.ts";
-import { GuestOses, hashFile, titleOf } from "./guestos.ts";
+import { GuestOses, titleOf } from "./guestos.ts";
 import { Trust } from "./trust.ts";
 
 const top = mkdtempSync(join(tmpdir(), "guestos-test-"));
@@ -48,7 +51,16 @@ async function fresh(used: Record<string, string[]> = {}, settings = device) {
     );
   const make = async () => {
     const trust = { guestOs: async () => ContainerTrust.SIGNED }; // who signs what: trust.ts and test/host/signed
-    const store = new GuestOses({ folder, device: settings, trust, web, log: (l) => lines.push(l), users });
+    const store = new GuestOses({
+      folder,
+      device: settings,
+      trust,
+      web,
+      scd: judge(),
+      log: (l) => lines.push(l),
+      forget: () => {},
+      users,
+    });
     await store.load();
     return store;
   };
@@ -122,12 +134,12 @@ test("images are fetched from file:///, whole or not at all", async () => {
   expect(readdirSync(folder)).toEqual([]);
   writeFileSync(join(from, "root.img"), image);
   await install(store, source());
-  expect(await hashFile(join(folder, "debian-1/root.img"), "sha256")).toBe(digest("sha256"));
+  expect(readFileSync(join(folder, "debian-1/root.img"))).toEqual(image);
   expect(readdirSync(join(folder, "debian-1"))).toEqual(["root.img"]);
   const other = Buffer.from(
     conf(1, undefined, "other").toString() + '\nupdate_base_url: "ftp://example.org"',
   );
-  expect(await install(store, other).catch(chain)).toContain("http://, https:// or file:///… can be fetched");
+  expect(await install(store, other).catch(chain)).toContain("http://, https:// or file:// can be fetched");
 });
 
 test("a version that is too large for the disk is refused before anything is written", async () => {
@@ -192,6 +204,123 @@ test("remove() takes all versions, unless somebody uses one; purge() the old one
   expect(readdirSync(folder)).toEqual([]);
   expect(await store.remove("debian").catch(chain)).toBe("guest_os debian is not installed");
 });
+
+test("what a power cut has left of an installation or a removal is collected; somebody's own images are not", async () => {
+  const { folder, make, place, lines } = await fresh();
+  place(1);
+  place(2);
+  place(3);
+  writeFileSync(join(folder, "debian-1.conf"), conf(1));
+  writeFileSync(join(folder, ".debian-1.conf.new"), "half of an upd"); // of something else: it is there already
+  writeFileSync(join(folder, ".debian-2.conf.new"), "");
+  for (const end of ["sig", "cert"])
+    for (const version of [2, 3]) writeFileSync(join(folder, `debian-${version}.${end}`), "x");
+  mkdirSync(join(folder, "keep"));
+  writeFileSync(join(folder, "..conf.new"), "");
+  const store = await make();
+  expect(store.all().map(titleOf)).toEqual(["debian-1"]);
+  expect(readdirSync(folder).toSorted()).toEqual(["debian-1", "debian-1.conf", "debian-3", "keep"]);
+  expect(lines).toEqual(["debian-2: removed, it was not whole"]);
+  await install(store, conf(3)); // with the images that were put there
+});
+
+test("nothing is listed before it is whole", async () => {
+  const { folder, store, make } = await fresh();
+  const { promise: asked, resolve: ask } = Promise.withResolvers<void>();
+  const { promise: go, resolve: answer } = Promise.withResolvers<void>();
+  using server = Bun.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    async fetch() {
+      ask();
+      await go;
+      return new Response(image);
+    },
+  });
+  const source = Buffer.concat([
+    conf(1),
+    Buffer.from(`\nupdate_base_url: "http://127.0.0.1:${server.port}"`),
+  ]);
+  const { finished } = await store.push(source);
+  await asked;
+  expect(store.all()).toEqual([]);
+  expect(readdirSync(folder).toSorted()).toEqual([".debian-1.conf.new", "debian-1"]);
+  answer();
+  await finished;
+  expect(store.all().map(titleOf)).toEqual(["debian-1"]);
+  expect(readdirSync(folder).toSorted()).toEqual(["debian-1", "debian-1.conf"]);
+  expect((await make()).all().map(titleOf)).toEqual(["debian-1"]);
+}, 20_000);
+
+test("nothing older than what has run is taken, nor chosen, unless device.conf allows it", async () => {
+  const { folder, store, make, place } = await fresh();
+  for (const v of [1, 2]) place(v);
+  await install(store, conf(2));
+  await store.ran("debian", 2);
+  await store.ran("debian", 1);
+  await store.remove("debian");
+  place(1);
+  const older = "debian-1 is older than version 2, which has run here (device.conf: allow_downgrade)";
+  expect(await store.push(conf(1)).catch(chain)).toBe(older);
+  writeFileSync(join(folder, "debian-1.conf"), conf(1)); // by somebody who may write there
+  const again = await make();
+  expect(await again.select(container("")).catch(chain)).toBe(older);
+  expect(readFileSync(join(folder, "debian.ran"), "utf8")).toBe("2\n");
+  const lenient = await fresh(
+    {},
+    readDevice(Buffer.from("hostedmode: true signed_configs: false allow_downgrade: true")).config,
+  );
+  lenient.place(1);
+  await lenient.store.ran("debian", 2);
+  await install(lenient.store, conf(1));
+  expect(titleOf(await lenient.store.select(container("")))).toBe("debian-1");
+});
+
+test("a GuestOS for another kind of machine is refused, pushed or found", async () => {
+  const { folder, store, make, place, lines } = await fresh();
+  place(1);
+  const there = process.arch === "arm64" ? "x86" : "arm";
+  const here = process.arch === "arm64" ? "arm" : "x86";
+  const foreign = Buffer.from(conf(1).toString().replace('hardware: "x86"', `hardware: "${there}"`));
+  const reason = `debian-1 is for ${there}, and this machine is ${here}`;
+  expect(await store.push(foreign).catch(chain)).toBe(reason);
+  writeFileSync(join(folder, "debian-1.conf"), foreign);
+  expect((await make()).all()).toEqual([]);
+  expect(lines.at(-1)).toEndWith(`not loaded: ${reason}`);
+});
+
+test("file:// without a slash: from the root of the client's container, which may not lead out of it nor keep us waiting", async () => {
+  const { store } = await fresh();
+  const root = join(top, `root-${count++}`);
+  const at = (path: string) =>
+    join(root, "srv/operatingsystems", process.arch === "arm64" ? "arm" : "x86", path);
+  const clientRoot = () => new Fd(now(openat(AT_FDCWD, root, O_PATH | O_DIRECTORY)));
+  const push = async (version: number, from: (() => Fd) | undefined = clientRoot) =>
+    store
+      .push(
+        Buffer.concat([conf(version), Buffer.from('\nupdate_base_url: "file://srv"')]),
+        undefined,
+        undefined,
+        from,
+      )
+      .then(({ finished }) => finished)
+      .then(() => "installed", chain);
+  for (const v of [1, 2, 3, 4]) mkdirSync(at(`debian-${v}`), { recursive: true });
+  writeFileSync(at("debian-1/root.img"), image);
+  expect(await push(1)).toBe("installed");
+  expect(await push(2)).toMatch(/in the client's container: child: openat2.*ENOENT/);
+  symlinkSync(join(root, "../outside"), at("debian-2/root.img"));
+  writeFileSync(join(root, "../outside"), image);
+  expect(await push(2)).toMatch(/in the client's container: child: openat2.*ENOENT/);
+  Bun.spawnSync(["mkfifo", at("debian-3/root.img")]);
+  expect(await push(3)).toEndWith("in the client's container: not a regular file");
+  writeFileSync(at("debian-4/root.img"), Buffer.alloc(image.length));
+  expect(await push(4)).toContain("has sha256");
+  const none = () => {
+    throw new Error("the client is in no container");
+  };
+  expect(await push(4, none)).toBe("install debian-4: the client is in no container");
+}, 20_000);
 
 test("core0's own is not removed", async () => {
   const core = await fresh({}, readDevice(Buffer.from('c0os: "debian" signed_configs: false')).config);

@@ -2,15 +2,21 @@
 // .sig and .cert where they are signed), as it was pushed, byte for byte, and a folder <name>-<version>/ with its images.
 //
 // "Complete" means that every image is there. Quick: it has the size that the configuration says. Thorough: its hash is
-// right too; read in pieces, so that containers' events wait a millisecond at most.
+// right too, as scd finds it.
+//
+// A version is there when its .conf is, which comes last and goes first, by a rename each. Meanwhile `.NAME-VERSION.conf.new`
+// says that whatever else has that name is not whole: load() removes it all. Images that somebody has put into a folder
+// without a .conf are that somebody's, and stay.
 
-import { createHash } from "node:crypto";
-import { constants, lstat, mkdir, open, readdir, rm, rmdir, stat, statfs } from "node:fs/promises";
+import { constants, lstat, mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { TEXT_MAX } from "../lib/text.ts";
+import { AT_FDCWD, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
-import { readBounded, removeSynced, sweep, writeAtomic } from "../sys/file.ts";
+import { Fd } from "../sys/fd.ts";
+import { readBounded, removeSynced, sweep, synced, writeAtomic } from "../sys/file.ts";
+import { now } from "../sys/now.ts";
 import {
   type ContainerConfig,
   type DeviceConfig,
@@ -20,18 +26,22 @@ import {
   SHIPPED,
 } from "./config.ts";
 import { download, type Web } from "./download.ts";
+import type { Scd } from "./scd.ts";
 import { type Signature, signatureOf, type Trust } from "./trust.ts";
 
 const { COPY, FLASH } = proto.GuestOSMount.Type;
-
-/** Bytes hashed or copied at once: a fraction of a millisecond of SHA-256. */
-const PIECE = 256 * 1024;
 
 /** Part of a file system that an installation must leave free, as the original. */
 const SPARE = 0.2;
 
 /** Names of machines in update URLs, as the original. */
 const HARDWARE: Record<string, string> = { x64: "x86", arm64: "arm", riscv64: "riscv" };
+const HERE = HARDWARE[process.arch] ?? process.arch;
+
+/** What an unfinished installation or removal leaves: see above. */
+const UNFINISHED = /^\.([^.].*-[0-9]+)\.conf\.new$/;
+const mark = (title: string): string => `.${title}.conf.new`;
+const RAN_MAX = 32;
 
 export interface GuestOs {
   /** What it says, and what it comes to. */
@@ -48,7 +58,10 @@ export interface Surroundings {
   readonly device: DeviceConfig;
   readonly trust: Pick<Trust, "guestOs">;
   readonly web: Web;
+  readonly scd: Pick<Scd, "hash">;
   log(line: string): void;
+  /** The images in this folder are going: let go of them. */
+  forget(folder: string): void;
   /** Names of the containers that use a version of it, or exactly this one. */
   users(name: string, version?: number): readonly string[];
 }
@@ -59,6 +72,9 @@ export type Progress = (now: {
   readonly bytes: number;
   readonly of: number | undefined;
 }) => void;
+
+/** The root of the container that a client is in: where its relative file:// URLs begin. Throws why there is none. */
+export type ClientRoot = () => Fd;
 
 export interface Installation {
   readonly os: GuestOs;
@@ -89,6 +105,9 @@ export class GuestOses {
   readonly #complete = new WeakSet<GuestOs>();
   /** Names that an installation or removal is at work on. */
   readonly #busy = new Set<string>();
+  /** The newest version of each name that has run here. */
+  readonly #newestRun = new Map<string, number>();
+  #lastRun: Promise<void> = Promise.resolve();
   constructor(around: Surroundings) {
     this.#around = around;
   }
@@ -110,7 +129,8 @@ export class GuestOses {
   async load(): Promise<void> {
     const { folder, log, trust } = this.#around;
     await mkdir(folder, { recursive: true, mode: 0o700 });
-    await sweep(folder);
+    await this.#collect();
+    this.#newestRun.clear();
     const found: GuestOs[] = [];
     for (const file of (await readdir(folder)).sort()) {
       if (!file.endsWith(".conf")) continue;
@@ -123,6 +143,7 @@ export class GuestOses {
         if (!source) continue; // removed meanwhile
         const whose = await trust.guestOs(source, await signatureOf(folder, title));
         const os = { ...readGuestOs(source), folder: images, trust: whose };
+        fits(os);
         if (titleOf(os) !== title) throw new Error(`it describes ${titleOf(os)}`);
         found.push(os);
       } catch (e) {
@@ -130,6 +151,25 @@ export class GuestOses {
       }
     }
     this.#all.splice(0, this.#all.length, ...found);
+  }
+
+  /** Remove what a power cut has left half there, and signatures of nothing. */
+  async #collect(): Promise<void> {
+    const { folder, log } = this.#around;
+    const names = await readdir(folder);
+    const there = new Set(names);
+    for (const name of names) {
+      const title = UNFINISHED.exec(name)?.[1];
+      if (title === undefined || there.has(`${title}.conf`)) continue;
+      log(`${title}: removed, it was not whole`);
+      await removeSynced(
+        folder,
+        ["", ".sig", ".cert"].map((end) => title + end),
+      );
+    }
+    const alone = names.filter((n) => /\.(sig|cert)$/.test(n) && !there.has(n.replace(/\w+$/, "conf")));
+    if (alone.length > 0) await removeSynced(folder, alone);
+    await sweep(folder);
   }
 
   // --- completeness ------------------------------------------------------------------
@@ -148,7 +188,7 @@ export class GuestOses {
   /** As missing(), with every hash. */
   async wrong(os: GuestOs): Promise<string | undefined> {
     for (const image of images(os.config)) {
-      const reason = (await wrongSize(os, image)) ?? (await wrongHash(os, image));
+      const reason = (await wrongSize(os, image)) ?? (await this.#wrongHash(os, image));
       if (reason) return reason;
     }
     return undefined;
@@ -183,6 +223,7 @@ export class GuestOses {
       throw new Error(
         `guest_os ${titleOf(known[0]!)} is not complete: ${(await this.missing(known[0]!)) ?? "its version is 0"}`,
       );
+    await this.#notOlderThanRun(name, latest.config.version);
     if (latest.config.version < version)
       throw new Error(
         `guest_os ${name}: version ${version} is wanted, ${latest.config.version} is the newest complete one`,
@@ -193,30 +234,30 @@ export class GuestOses {
   // --- installation --------------------------------------------------------------------
 
   /** Accept a configuration; its images are checked, or fetched, after this has resolved. */
-  async push(source: Uint8Array, signed?: Signature, progress?: Progress): Promise<Installation> {
+  async push(
+    source: Uint8Array,
+    signed?: Signature,
+    progress?: Progress,
+    clientRoot?: ClientRoot,
+  ): Promise<Installation> {
     const { trust, folder } = this.#around;
     const whose = await trust.guestOs(source, signed);
     const read = readGuestOs(source);
+    fits(read);
     const title = titleOf(read);
     const { name, version } = read.config;
     return this.#alone(name, async (release) => {
       const newest = this.#versions(name)[0];
       if (newest && newest.config.version > version)
         throw new Error(`${title} is older than ${titleOf(newest)}, which is installed`);
-      let os = this.find(name, version);
-      const isNew = !os;
-      if (!os) {
-        os = { ...read, folder: join(folder, title), trust: whose };
-        await this.#space(os);
-        await mkdir(os.folder, { recursive: true, mode: 0o755 });
-        if (signed) {
-          await writeAtomic(join(folder, `${title}.sig`), signed.signature);
-          await writeAtomic(join(folder, `${title}.cert`), signed.certificate);
-        }
-        await writeAtomic(join(folder, `${title}.conf`), source);
-        this.#all.push(os);
-      }
-      return { os, finished: this.#fetch(os, isNew, progress).finally(release) };
+      await this.#notOlderThanRun(name, version);
+      const there = this.find(name, version);
+      const os = there ?? { ...read, folder: join(folder, title), trust: whose };
+      await this.#space(os);
+      const finished = there
+        ? this.#fetch(os, [], progress, clientRoot)
+        : this.#install(os, source, signed, progress, clientRoot);
+      return { os, finished: finished.finally(release) };
     });
   }
 
@@ -233,10 +274,13 @@ export class GuestOses {
     }
   }
 
-  /** Refuses if the images that are still to come would leave too little room. */
+  /** Refuses if what is still to come, images and hash trees, would leave too little room. */
   async #space(os: GuestOs): Promise<void> {
     let need = 0;
-    for (const image of images(os.config, [COPY])) if (await wrongSize(os, image)) need += image.image_size;
+    for (const image of images(os.config, [COPY])) {
+      if (!(await wrongSize(os, image))) continue;
+      need += image.image_size + (image.image_verity_sha256 === "" ? 0 : treeMax(image.image_size));
+    }
     if (need === 0) return;
     const { bavail, blocks, bsize } = await statfs(this.#around.folder);
     if (bavail * bsize - need < blocks * bsize * SPARE)
@@ -245,47 +289,124 @@ export class GuestOses {
       );
   }
 
-  /** Every image in place and right. If one can't be, what this push has brought is removed again. */
-  async #fetch(os: GuestOs, isNew: boolean, progress: Progress | undefined): Promise<void> {
+  /** A version that is not there yet: everything of it, and then its configuration, by which it is there. */
+  async #install(
+    os: GuestOs,
+    source: Uint8Array,
+    signed: Signature | undefined,
+    progress: Progress | undefined,
+    clientRoot: ClientRoot | undefined,
+  ): Promise<void> {
+    const { folder } = this.#around;
+    const title = titleOf(os);
+    const at = (name: string) => join(folder, name);
     const brought: string[] = [];
     try {
-      for (const image of images(os.config, [COPY])) {
-        const reason = (await wrongSize(os, image)) ?? (await wrongHash(os, image));
-        if (!reason) continue;
-        const base = os.config.update_base_url || this.#around.device.update_base_url;
-        if (base === "") throw new Error(`${reason}, and there is no update_base_url`);
-        const hardware = HARDWARE[process.arch] ?? process.arch;
-        const files = image.image_verity_sha256 === "" ? [".img"] : [".hash.img", ".img"];
-        for (const suffix of files) {
-          const file = image.image_file + suffix;
-          const isImage = suffix === ".img";
-          await download(this.#around.web, {
-            url: `${base}/operatingsystems/${hardware}/${titleOf(os)}/${file}`,
-            path: join(os.folder, file),
-            size: isImage ? image.image_size : undefined,
-            most: isImage ? image.image_size : treeMax(image.image_size),
-            hash: isImage ? hashOf(image) : undefined,
-            progress: (bytes) => progress?.({ file, bytes, of: isImage ? image.image_size : undefined }),
-          });
-          brought.push(file);
-        }
-        const still = await wrongSize(os, image); // the hash was looked at on the way
-        if (still) throw new Error(still);
+      if (!(await isThere(os.folder))) {
+        await using marked = await open(at(mark(title)), "w", 0o600);
+        await marked.sync();
+        await synced(folder);
+        await mkdir(os.folder, { mode: 0o755 });
       }
-      if (os.config.mounts.some((m) => m.mount_type === FLASH))
-        throw new Error("images of type FLASH can't be installed yet");
+      await this.#fetch(os, brought, progress, clientRoot);
+      for (const image of images(os.config, [COPY]))
+        for (const file of filesOf(image)) await settle(os, file);
+      await synced(os.folder);
+      if (signed) {
+        await writeAtomic(at(`${title}.sig`), signed.signature);
+        await writeAtomic(at(`${title}.cert`), signed.certificate);
+      }
+      await writeAtomic(at(`${title}.conf`), source); // by way of the mark
+      this.#all.push(os);
     } catch (cause) {
-      if (isNew) {
-        this.#all.splice(this.#all.indexOf(os), 1);
-        await removeSynced(
-          this.#around.folder,
-          [".sig", ".cert", ".conf"].map((s) => titleOf(os) + s),
-        ).catch(() => {});
-        for (const file of brought) await rm(join(os.folder, file), { force: true });
-        await rmdir(os.folder).catch(() => {}); // stays if somebody else's images are in it
-      }
-      throw new Error(`install ${titleOf(os)}`, { cause });
+      for (const file of brought) await rm(join(os.folder, file), { force: true });
+      await removeSynced(folder, [`${title}.sig`, `${title}.cert`]).catch(() => {});
+      // What has come so far stays for the next try, and so does somebody else's.
+      const empty = await rmdir(os.folder).then(
+        () => true,
+        () => false,
+      );
+      if (empty) await rm(at(mark(title)), { force: true });
+      throw new Error(`install ${title}`, { cause });
     }
+  }
+
+  /** Every image in its folder and right; `brought` gets the names of those that had to come. */
+  async #fetch(
+    os: GuestOs,
+    brought: string[],
+    progress: Progress | undefined,
+    clientRoot: ClientRoot | undefined,
+  ): Promise<void> {
+    for (const image of images(os.config, [COPY])) {
+      const reason = (await wrongSize(os, image)) ?? (await this.#wrongHash(os, image));
+      if (!reason) continue;
+      const base = os.config.update_base_url || this.#around.device.update_base_url;
+      if (base === "") throw new Error(`${reason}, and there is no update_base_url`);
+      for (const file of filesOf(image)) {
+        const isImage = !file.endsWith(TREE);
+        await download(this.#around.web, {
+          url: `${base}/operatingsystems/${HERE}/${titleOf(os)}/${file}`,
+          path: join(os.folder, file),
+          size: isImage ? image.image_size : undefined,
+          most: isImage ? image.image_size : treeMax(image.image_size),
+          hash: isImage ? hashOf(image) : undefined,
+          progress: (bytes) => progress?.({ file, bytes, of: isImage ? image.image_size : undefined }),
+          clientRoot,
+        });
+        brought.push(file);
+      }
+      const still = await wrongSize(os, image); // the hash was looked at on the way
+      if (still) throw new Error(still);
+    }
+    if (os.config.mounts.some((m) => m.mount_type === FLASH))
+      throw new Error("images of type FLASH can't be installed yet");
+  }
+
+  async #wrongHash(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
+    const [algorithm, wanted] = hashOf(image);
+    const file = `${image.image_file}.img`;
+    if (wanted === "") return `${file} has no hash in the configuration`;
+    if (algorithm === "sha1")
+      this.#around.log(`${titleOf(os)}: ${file} is known by a SHA-1 alone, which can be forged`);
+    const path = join(os.folder, file);
+    using opened = new Fd(now(openat(AT_FDCWD, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK)));
+    const found = await this.#around.scd.hash(opened, path, algorithm);
+    return found === wanted.toLowerCase() ? undefined : `${file} has ${algorithm} ${found}, not ${wanted}`;
+  }
+
+  // --- no way back ---------------------------------------------------------------------------
+
+  /** A container of this version runs: nothing older is taken from now on. */
+  ran(name: string, version: number): Promise<void> {
+    this.#lastRun = this.#lastRun.then(async () => {
+      try {
+        if (version <= (await this.#run(name))) return;
+        await writeAtomic(join(this.#around.folder, `${name}.ran`), `${version}\n`);
+        this.#newestRun.set(name, version);
+      } catch (e) {
+        this.#around.log(`${name}: that version ${version} runs is not kept: ${chain(e)}`);
+      }
+    });
+    return this.#lastRun;
+  }
+
+  async #run(name: string): Promise<number> {
+    let newest = this.#newestRun.get(name);
+    if (newest === undefined) {
+      const text = await readBounded(join(this.#around.folder, `${name}.ran`), RAN_MAX);
+      newest = Number.parseInt(Buffer.from(text ?? "0").toString(), 10) || 0;
+      this.#newestRun.set(name, newest);
+    }
+    return newest;
+  }
+
+  async #notOlderThanRun(name: string, version: number): Promise<void> {
+    const newest = await this.#run(name);
+    if (version < newest && !this.#around.device.allow_downgrade)
+      throw new Error(
+        `${name}-${version} is older than version ${newest}, which has run here (device.conf: allow_downgrade)`,
+      );
   }
 
   // --- removal -----------------------------------------------------------------------------
@@ -306,29 +427,38 @@ export class GuestOses {
 
   /** Remove versions that are older than the newest complete one of their name and used by nobody. */
   async purge(): Promise<void> {
+    const { log, users } = this.#around;
     for (const name of new Set(this.#all.map((os) => os.config.name))) {
       const latest = await this.latest(name);
       if (!latest || this.#busy.has(name)) continue;
-      for (const os of this.#versions(name)) {
-        if (
-          os.config.version >= latest.config.version ||
-          this.#around.users(name, os.config.version).length > 0
-        )
-          continue;
-        this.#around.log(`${titleOf(os)}: removed, ${titleOf(latest)} is newer and nobody uses it`);
-        await this.#delete(os);
-      }
+      await this.#alone(name, async (release) => {
+        for (const os of this.#versions(name)) {
+          const { version } = os.config;
+          if (version >= latest.config.version || users(name, version).length > 0) continue;
+          log(`${titleOf(os)}: removed, ${titleOf(latest)} is newer and nobody uses it`);
+          await this.#delete(os);
+        }
+        release();
+      });
     }
   }
 
-  /** The .conf goes last: a power cut leaves it listed, to be removed again. */
+  /** First it is not there any more, then its files go. */
   async #delete(os: GuestOs): Promise<void> {
+    const { folder, forget } = this.#around;
+    const title = titleOf(os);
     const at = this.#all.indexOf(os);
     if (at >= 0) this.#all.splice(at, 1);
+    await rename(join(folder, `${title}.conf`), join(folder, mark(title))).catch((e) => {
+      if (!isErrno(e, ENOENT)) throw e;
+    });
+    await synced(folder);
+    forget(os.folder);
     await removeSynced(
-      this.#around.folder,
-      ["", ".sig", ".cert", ".conf"].map((s) => titleOf(os) + s),
+      folder,
+      ["", ".sig", ".cert"].map((end) => title + end),
     );
+    await removeSynced(folder, [mark(title)]);
   }
 }
 
@@ -356,29 +486,34 @@ async function wrongSize(os: GuestOs, image: GuestOsMount): Promise<string | und
 }
 
 /** SHA-256, or SHA-1 where a configuration is so old that it has nothing else. */
-const hashOf = (image: GuestOsMount): [algorithm: string, digest: string] =>
+const hashOf = (image: GuestOsMount): [algorithm: "sha1" | "sha256", digest: string] =>
   image.image_sha2_256 !== "" ? ["sha256", image.image_sha2_256] : ["sha1", image.image_sha1];
 
 /** Bytes of a hash tree: 32 for each 4096 of the image, those again, and the 10 MiB that the original's tool begins with. */
 const treeMax = (size: number): number => Math.ceil(size / 64) + 16 * 2 ** 20;
 
-async function wrongHash(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
-  const [algorithm, wanted] = hashOf(image);
-  const file = `${image.image_file}.img`;
-  if (wanted === "") return `${file} has no hash in the configuration`;
-  const found = await hashFile(join(os.folder, file), algorithm);
-  return found === wanted.toLowerCase() ? undefined : `${file} has ${algorithm} ${found}, not ${wanted}`;
+const TREE = ".hash.img";
+/** What comes with an image: its hash tree first. */
+const filesOf = (image: GuestOsMount): string[] =>
+  [...(image.image_verity_sha256 === "" ? [] : [TREE]), ".img"].map((end) => image.image_file + end);
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    return (await lstat(path)).isDirectory();
+  } catch (e) {
+    if (isErrno(e, ENOENT)) return false;
+    throw e;
+  }
 }
 
-/** Hexadecimal digest of a file. */
-export async function hashFile(path: string, algorithm: string): Promise<string> {
-  const hash = createHash(algorithm);
-  await using file = await open(path, constants.O_RDONLY);
-  const piece = new Uint8Array(PIECE);
-  for (let at = 0; ; ) {
-    const { bytesRead } = await file.read(piece, 0, PIECE, at);
-    if (bytesRead === 0) return hash.digest("hex");
-    hash.update(piece.subarray(0, bytesRead));
-    at += bytesRead;
-  }
+/** Whoever has put it there: it outlives a power cut. */
+async function settle(os: GuestOs, file: string): Promise<void> {
+  await using opened = await open(join(os.folder, file), constants.O_RDONLY | constants.O_NOFOLLOW);
+  await opened.sync();
+}
+
+/** Refuses what was built for a kind of machine that we know and are not. The original never looks. */
+function fits({ config }: { readonly config: GuestOsConfig }): void {
+  if (config.hardware !== HERE && Object.values(HARDWARE).includes(config.hardware))
+    throw new Error(`${titleOf({ config })} is for ${config.hardware}, and this machine is ${HERE}`);
 }

@@ -382,4 +382,8 @@ export const setsockopt = (fd: At, level: number, option: number, value: number)
 // gates between a child and its parent
 /** Block until the other side writes a byte; its death reads as 0, which fails. */
 export const wait = (fd: At): Op => ({ call: "read", args: [fd, mem(1), 1], want: 1 });
+export const sendfile = (to: At, from: At, bytes: number): Op => ({
+  call: "sendfile",
+  args: [to, from, null, bytes],
+});
 export const signal = (fd: At): Op => ({ call: "write", args: [fd, mem(1), 1], want: 1 });

@@ -1,10 +1,19 @@
 // What is asked of the machine as a whole: reading the data folder again, guests, being provisioned, being wiped.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { cpSync, existsSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
-import { developer } from "../../initramfs/pki.ts";
+import { developer, signed } from "../../initramfs/pki.ts";
 import { ContainerState } from "../../proto/gen/proto.js";
-import { type Client, Cmld, Command } from "./daemon.ts";
+import { type Client, Cmld, Command, Response } from "./daemon.ts";
 import { busyboxRoot } from "./world.ts";
 
 let cmld: Cmld;
@@ -45,6 +54,62 @@ test("a GuestOS that a container uses is not removed", async () => {
     "CMD_FAILED: guest_os busybox is used by ",
   );
 });
+
+test("an update waits for the next start; then the old version goes, which nobody uses any more", async () => {
+  using c = await cmld.client();
+  const oses = join(cmld.folder, "base/operatingsystems");
+  const versions = async () =>
+    (await c.ask(Command.LIST_GUESTOS_CONFIGS)).guestos_configs
+      .filter((os) => os.name === "updated")
+      .map((os) => os.version);
+  const install = async (version: number) => {
+    cpSync(join(oses, "busybox-1"), join(oses, `updated-${version}`), { recursive: true });
+    const conf = join(cmld.folder, `updated-${version}.conf`);
+    const text = readFileSync(join(oses, "busybox-1.conf"), "utf8");
+    writeFileSync(conf, text.replace('"busybox"', '"updated"').replace("version: 1", `version: ${version}`));
+    signed(conf);
+    const [config, signature, certificate] = ["conf", "sig", "cert"].map((end) =>
+      readFileSync(conf.replace(/conf$/, end)),
+    );
+    const pushed = await c.say(Command.PUSH_GUESTOS_CONFIG, {
+      guestos_config_file: config!,
+      guestos_config_signature: signature!,
+      guestos_config_certificate: certificate!,
+    });
+    if (pushed !== "GUESTOS_MGR_INSTALL_STARTED") return pushed;
+    const { response, error_text } = await c.next();
+    return error_text ?? Response[response!];
+  };
+  expect(await install(1)).toBe("GUESTOS_MGR_INSTALL_COMPLETED");
+  const text = 'name: "up"\nguest_os: "updated"\ncolor: 0\ntoken_type: NONE\nloopback_only: true\n';
+  const created = await c.ask(Command.CREATE_CONTAINER, { container_config_file: Buffer.from(text) });
+  const at = { container_uuids: created.container_uuids };
+  using events = await cmld.client();
+  await events.say(Command.EVENTS, at);
+  const becomes = async (state: ContainerState) => {
+    while ((await events.next()).event!.state !== state);
+  };
+  expect(await c.say(Command.CONTAINER_START, at)).toBe("CONTAINER_START_OK");
+  await becomes(ContainerState.RUNNING);
+  expect(await install(2)).toBe("GUESTOS_MGR_INSTALL_COMPLETED");
+  expect(await versions()).toEqual([1, 2]);
+  expect(await c.say(Command.CONTAINER_STOP, at)).toBe("CONTAINER_STOP_OK");
+  await becomes(ContainerState.STOPPED);
+  expect(await c.say(Command.CONTAINER_START, at)).toBe("CONTAINER_START_OK");
+  await becomes(ContainerState.RUNNING);
+  expect(await versions()).toEqual([2]);
+  expect(readdirSync(oses).filter((n) => n.startsWith("updated-1"))).toEqual([]);
+  expect(await install(1)).toBe(
+    "GUESTOS_MGR_INSTALL_FAILED: updated-1 is older than updated-2, which is installed",
+  );
+  expect(await c.say(Command.REMOVE_CONTAINER, at)).toBe("CMD_OK");
+  await becomes(ContainerState.STOPPED);
+  while ((await list(c)).some((line) => line.startsWith("up "))) await Bun.sleep(5); // its files go; nothing tells
+  expect(await c.say(Command.REMOVE_GUESTOS, { guestos_name: "updated" })).toBe("CMD_OK");
+  expect(await install(1)).toBe(
+    "GUESTOS_MGR_INSTALL_FAILED: updated-1 is older than version 2, which has run here (device.conf: allow_downgrade)",
+  );
+}, 30_000);
 
 test("docs/guests.md: a guest that was built here is installed, runs and is removed", async () => {
   const at = (name: string) => join(cmld.folder, name);

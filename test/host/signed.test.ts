@@ -2,6 +2,7 @@
 // registered count, and the device gets its certificate.
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import {
+  chmodSync,
   copyFileSync,
   existsSync,
   mkdtempSync,
@@ -27,6 +28,7 @@ beforeAll(async () => {
   for (const name of ["pki", "other"]) initialise(join(pki, name), "ec:P-256", () => {});
   cmld = await Cmld.begin(undefined, {
     device: "",
+    guestos: "feature_install_guest: true\n",
     async prepare(folder) {
       base = folder;
       copyFileSync(join(pki, "pki/ssig_rootca.cert"), join(base, "tokens/ssig_rootca.cert"));
@@ -71,6 +73,48 @@ test("a signed GuestOS is loaded as SIGNED, and a signed container runs", async 
   while ((await events.next()).event!.state !== ContainerState.RUNNING);
   expect(await c.say(Command.CONTAINER_STOP, at)).toBe("CONTAINER_STOP_OK");
 });
+
+test("a container that may install guests brings one from its own files, as the user it is there; nobody else can", async () => {
+  using c = await cmld.client();
+  const source = readFileSync(join(base, "operatingsystems/busybox-1.conf"), "utf8")
+    .replace('name: "busybox"', 'name: "brought"')
+    .concat('update_base_url: "file://run"\n');
+  const conf = join(pki, "brought-1.conf");
+  writeFileSync(conf, source);
+  await sign(conf, signer);
+  const files = ["conf", "sig", "cert"].map((end) => join(pki, `brought-1.${end}`));
+  const request = {
+    guestos_config_file: readFileSync(files[0]!),
+    guestos_config_signature: readFileSync(files[1]!),
+    guestos_config_certificate: readFileSync(files[2]!),
+  };
+  expect(await c.say(Command.PUSH_GUESTOS_CONFIG, request)).toBe("GUESTOS_MGR_INSTALL_STARTED");
+  expect((await c.next()).error_text).toBe("install brought-1: the client is in no container");
+
+  const created = await c.ask(Command.CREATE_CONTAINER, await signedContainer("installer"));
+  const at = { container_uuids: created.container_uuids };
+  using events = await cmld.client();
+  await events.say(Command.EVENTS, at);
+  expect(await c.say(Command.CONTAINER_START, at)).toBe("CONTAINER_START_OK");
+  while ((await events.next()).event!.state !== ContainerState.RUNNING);
+  const init = readFileSync(join(cmld.folder, "run/ledger", created.container_uuids[0]!), "utf8");
+  const pid = /"pid":([0-9]+)/.exec(init)![1]!;
+  const mirror = `/proc/${pid}/root/run/operatingsystems/${process.arch === "arm64" ? "arm" : "x86"}/brought-1`;
+  chmodSync(pki, 0o755); // the client in the container reads what it sends
+  // As root of the container is, but with our programs.
+  const inside = ["nsenter", "--target", pid, "--user", "--setuid", "0", "--setgid", "0"];
+  const placed = Bun.spawnSync([...inside, "sh", "-c", `mkdir -p ${mirror} && cat > ${mirror}/root.img`], {
+    stdin: readFileSync(join(base, "operatingsystems/busybox-1/root.img")),
+  });
+  expect(placed.stderr.toString()).toBe("");
+  const socket = `/proc/${pid}/root/run/socket/cml-control`;
+  const control = ["src/main.ts", "control", "--socket", socket, "push_guestos_config", ...files];
+  const said = Bun.spawnSync([...inside, process.execPath, ...control]);
+  expect(`${said.stdout}${said.stderr}`).toContain("GUESTOS_MGR_INSTALL_COMPLETED");
+  expect(await c.say(Command.CONTAINER_STOP, at)).toBe("CONTAINER_STOP_OK");
+  while ((await events.next()).event!.state !== ContainerState.STOPPED);
+  expect(await c.say(Command.REMOVE_GUESTOS, { guestos_name: "brought" })).toBe("CMD_OK");
+}, 20_000);
 
 test("what is not signed, or by nobody we know, is refused with the reason", async () => {
   using c = await cmld.client();
