@@ -3,12 +3,24 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { pki } from "../initramfs/pki.ts";
+import { DaemonToToken, TokenToDaemon } from "../proto/gen/proto.js";
 import type { Scd } from "../src/cmld/scd.ts";
 import { type Trust, verify } from "../src/pki/verify.ts";
 
 const golden = new URL("data/signing/ssig_rootca.cert", import.meta.url);
 const roots = () =>
   [golden, `${pki()}/ssig_rootca.cert`].map((path) => ({ name: String(path), pem: readFileSync(path) }));
+
+const [Ask, Say] = [DaemonToToken.Code, TokenToDaemon.Code];
+/** A token that takes any PIN, and has no key. */
+const GRANTED: Readonly<Record<number, TokenToDaemon.Code>> = {
+  [Ask.TOKEN_ADD]: Say.TOKEN_ADD_SUCCESSFUL,
+  [Ask.TOKEN_REMOVE]: Say.TOKEN_REMOVE_SUCCESSFUL,
+  [Ask.UNLOCK]: Say.UNLOCK_SUCCESSFUL,
+  [Ask.LOCK]: Say.LOCK_SUCCESSFUL,
+  [Ask.PROVISION_PIN]: Say.PROVISION_PIN_SUCCESSFUL,
+  [Ask.CHANGE_PIN]: Say.CHANGE_PIN_SUCCESSFUL,
+};
 
 export function judge(trust: Trust = { software: roots(), local: [], revocation: [] }): Scd {
   const absent = async () => {
@@ -23,5 +35,7 @@ export function judge(trust: Trust = { software: roots(), local: [], revocation:
         .digest("hex"),
     csr: absent,
     accept: absent,
+    token: async ({ code }) =>
+      TokenToDaemon.create({ code: GRANTED[code] ?? TokenToDaemon.Code.CMD_UNKNOWN }),
   };
 }

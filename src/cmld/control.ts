@@ -9,21 +9,23 @@ import { FRAME_MAX } from "../lib/frame.ts";
 import { Ration } from "../lib/log.ts";
 import { C0, parseUuid } from "../lib/uuid.ts";
 import { chain } from "../sys/error.ts";
+import { Secret } from "../sys/secret.ts";
 import type { Auditor } from "./audit.ts";
 import { shownName } from "./config.ts";
-import type { ContainerLife } from "./container.ts";
+import type { ContainerLife, StartOptions } from "./container.ts";
 import type { Stored } from "./containers.ts";
 import type { Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import type { GuestOs, Installation, Progress } from "./guestos.ts";
 import { NotProvisioning } from "./scd.ts";
 import type { Limits, Peer, Protocol } from "./socket.ts";
+import { hasToken, type Reason, TokenRefused } from "./tokens.ts";
 import type { Signature, Trust } from "./trust.ts";
 
 type Request = proto.ControllerToDaemon;
 type Answer = proto.IDaemonToController;
 const { Command } = proto.ControllerToDaemon;
 const { Code, Response } = proto.DaemonToController;
-const { ContainerTokenType } = proto;
+const { GuestOSMount } = proto;
 
 /** A container as the protocol sees it. */
 export interface Known extends ContainerLife {
@@ -65,7 +67,13 @@ export interface Daemon {
   remove(c: Known): Promise<void>;
   wipe(c: Known): Promise<void>;
   reload(): Promise<void>;
-  start(c: Known, options: { setup: boolean }): Promise<void>;
+  /** The key is taken over. */
+  start(c: Known, options: StartOptions): Promise<void>;
+  /** For the PIN of its token the key of its volumes; a wrapped key that is damaged makes it ZOMBIE. Rejects with a
+   * TokenRefused, as the next two do. */
+  unseal(c: Known, pin: Secret): Promise<Secret>;
+  checkPin(c: Known, pin: Secret): Promise<void>;
+  changePin(c: Known, pin: Secret, fresh: Secret): Promise<void>;
   explain(c: Known): Promise<string[]>;
   exec(c: Known, request: ExecRequest, client: ExecClient): Session;
   /** As `ip link` prints them, and as data. */
@@ -373,6 +381,8 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
       notC0(c, "stopped");
       if (c.state === "ZOMBIE")
         throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${nameOf(c)} is ZOMBIE: wipe it first`);
+      using pin = pinOf(r, c, STOP);
+      if (pin) await asked(d.checkPin(c, pin), STOP);
       await c.stop();
       return response(Response.CONTAINER_STOP_OK);
     },
@@ -429,8 +439,17 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     },
   },
   [Command.CONTAINER_CHANGE_TOKEN_PIN]: {
-    ...missing("scd, which keeps tokens,"),
     provisioned: true,
+    logged: true,
+    failure: response(Response.CONTAINER_CHANGE_PIN_FAILED),
+    async run(d, r) {
+      using pin = Secret.take(need(r.device_pin, "device_pin"));
+      using fresh = Secret.take(need(r.device_newpin, "device_newpin"));
+      const c = one(d, r);
+      if (!hasToken(c)) throw new Error(`${nameOf(c)} has no token: token_type is NONE`);
+      await d.changePin(c, pin, fresh);
+      return response(Response.CONTAINER_CHANGE_PIN_SUCCESSFUL);
+    },
   },
   [Command.CONTAINER_CMLD_HANDLES_PIN]: {
     provisioned: true,
@@ -506,6 +525,50 @@ function pair(first: Uint8Array | undefined, second: Uint8Array | undefined): Si
 }
 const signed = (r: Request) => pair(r.container_config_signature, r.container_config_certificate);
 
+/** spec/core.md 2.3: what each refusal of a token is called. */
+type Words = Readonly<Record<Reason, proto.DaemonToController.Response>>;
+const START: Words = {
+  uninitialised: Response.CONTAINER_START_TOKEN_UNINIT,
+  unpaired: Response.CONTAINER_START_TOKEN_UNPAIRED,
+  internal: Response.CONTAINER_START_EINTERNAL,
+  corrupt: Response.CONTAINER_START_EINTERNAL,
+  "unlock failed": Response.CONTAINER_START_UNLOCK_FAILED,
+  "wrong PIN": Response.CONTAINER_START_PASSWD_WRONG,
+  "locked till reboot": Response.CONTAINER_LOCKED_TILL_REBOOT,
+  "lock failed": Response.CONTAINER_START_LOCK_FAILED,
+};
+const STOP: Words = {
+  ...START,
+  "unlock failed": Response.CONTAINER_STOP_UNLOCK_FAILED,
+  "wrong PIN": Response.CONTAINER_STOP_PASSWD_WRONG,
+  "lock failed": Response.CONTAINER_STOP_LOCK_FAILED,
+};
+
+async function asked<T>(token: Promise<T>, words: Words): Promise<T> {
+  try {
+    return await token;
+  } catch (e) {
+    throw e instanceof TokenRefused ? new Refused(words[e.reason], chain(e)) : e;
+  }
+}
+
+const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;
+const hasVolume = (c: Known): boolean =>
+  (c.guestos?.mounts ?? []).some(
+    (m) => m.mount_type === OVERLAY_RW || (m.mount_type === EMPTY && !m.fs_type.startsWith("tmpfs")),
+  );
+
+/** The PIN that a request comes with; undefined where none is needed. What it lies in is wiped. */
+function pinOf(r: Request, c: Known, words: Words): Secret | undefined {
+  const given = r.container_start_params;
+  const pin = given?.key && Secret.take(given.key);
+  if (hasToken(c) && pin) return pin;
+  pin?.[Symbol.dispose](); // a container without a token: the original's client sends one all the same
+  if (hasToken(c) && (given || hasVolume(c)))
+    throw new Refused(words["wrong PIN"], `${nameOf(c)}: its token needs a PIN`);
+  return undefined;
+}
+
 const UP = new Set(["RUNNING", "BOOTING", "SETUP", "REBOOTING", "STARTING"]);
 
 async function start(d: Daemon, r: Request): Promise<Answer> {
@@ -529,12 +592,9 @@ async function start(d: Daemon, r: Request): Promise<Answer> {
   }
   if (c.state === "ZOMBIE")
     throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${name} is ZOMBIE: wipe it first`);
-  if (c.config.token_type !== ContainerTokenType.NONE)
-    throw new Refused(
-      Response.CONTAINER_START_TOKEN_UNINIT,
-      `${name}: token_type ${ContainerTokenType[c.config.token_type]} needs scd, which is not available yet`,
-    );
-  await d.start(c, { setup: r.container_start_params?.setup ?? false });
+  using pin = pinOf(r, c, START);
+  const key = pin && (await asked(d.unseal(c, pin), START));
+  await d.start(c, { setup: r.container_start_params?.setup ?? false, key });
   return response(Response.CONTAINER_START_OK);
 }
 

@@ -10,15 +10,16 @@ import { C0 } from "../lib/uuid.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
-import { removeSynced, writeAtomic } from "../sys/file.ts";
+import { destroy, writeAtomic } from "../sys/file.ts";
 import type { Log } from "../sys/journal.ts";
 import { now } from "../sys/now.ts";
 import { SIGINT } from "../sys/process.ts";
+import type { Secret } from "../sys/secret.ts";
 import type { Auditor, Meta, Outcome } from "./audit.ts";
 import { Clock } from "./clock.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
-import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
+import { type BoundGuestOs, Container, type StartOptions, type Surroundings } from "./container.ts";
 import { Containers, type Draft, type Stored, type Taken, uidStart } from "./containers.ts";
 import type { Daemon, Known, LogPiece, LogSource, StateEvent } from "./control.ts";
 import { loadDeviceId } from "./device.ts";
@@ -42,6 +43,7 @@ import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
+import { hasToken, TokenRefused, Tokens } from "./tokens.ts";
 import { type Signature, Trust } from "./trust.ts";
 import type { Claimant } from "./usb.ts";
 
@@ -117,6 +119,7 @@ export class Manager implements Daemon {
   readonly #oses: GuestOses;
   readonly #clock: Clock;
   readonly trust: Trust;
+  readonly #tokens: Tokens;
   readonly #around: Surroundings;
   #all = new Map<string, Managed>();
   /** What a configuration was bound to last: chosen when it is loaded and again before a start. */
@@ -133,6 +136,7 @@ export class Manager implements Daemon {
     this.#m = machine;
     const { host, device, log, store } = machine;
     this.trust = new Trust(machine.scd, device, host.base, () => this.#provisioned);
+    this.#tokens = new Tokens(machine.scd, host.base);
     this.#store = new Containers({
       folder: join(host.base, "containers"),
       device,
@@ -477,6 +481,7 @@ export class Manager implements Daemon {
     const c = this.#add(await this.#store.create(draft, signed));
     await hotplug.reconsider(); // a token is kept from others from now on
     await this.#rebind(c);
+    this.#newToken(c);
     this.#m.log.info(`${shownName(c.config.name)}: created, ${c.uuid}`);
     this.#record("SSA", "container-create", c);
     this.#tell(c, c.state);
@@ -489,6 +494,8 @@ export class Manager implements Daemon {
     const draft = this.#store.draft(source);
     await this.#check(draft, c.imageDir);
     devices.checkClaims({ host: this.#m.host, uuid: c.uuid }, draft.config);
+    if (draft.config.token_type !== c.stored.config.token_type && this.#tokens.hasKey(c))
+      throw new Error("token_type cannot change while there is data that its token protects: wipe it first");
     const stored = await this.#store.update(c.uuid, draft, signed);
     this.#apply(c, stored);
     await hotplug.reconsider();
@@ -509,8 +516,8 @@ export class Manager implements Daemon {
     return this.#turn(known.uuid, async () => {
       const c = this.#managed(known);
       await c.kill();
+      await this.#tokens.destroy(c);
       await this.#store.remove(c.uuid);
-      await removeSynced(join(this.#m.host.base, "keys"), [`${c.uuid}.key`]).catch(() => {}); // no keys, no folder
       await removeLog(this.#m.host.logs, consoleLog(c));
       const left = await this.audit?.remove(c.uuid);
       this.#all.delete(c.uuid);
@@ -525,9 +532,10 @@ export class Manager implements Daemon {
       const c = this.#managed(known);
       if (c.isC0 && isUp(c.state)) throw new Error("core0 runs: without its volumes the machine would end");
       await c.kill();
+      await this.#tokens.destroy(c); // first: a wipe that is interrupted has wiped what matters
       for (const file of await readdir(c.imageDir))
         if (/\.img(\.new)?$/.test(file)) await rm(join(c.imageDir, file));
-      await rm(join(this.#m.host.base, "keys", `${c.uuid}.key`), { force: true });
+      this.#newToken(c);
       if (c.state === "ZOMBIE") c.mark("STOPPED");
       this.#record("SSA", "container-wipe", c);
       this.#m.log.info(`${shownName(c.config.name)}: wiped`);
@@ -557,13 +565,60 @@ export class Manager implements Daemon {
     await this.#rebindAll();
   }
 
-  start(known: Known, options: { setup: boolean }): Promise<void> {
+  // --- what a token protects ------------------------------------------------------------
+
+  /** Seconds: beside everything else. */
+  #newToken(c: Managed): void {
+    if (hasToken(c))
+      this.#tokens.addSoon(c, (line) => this.#m.log.warn(`${shownName(c.config.name)}: ${line}`));
+  }
+
+  /** As the original's records call it. */
+  async #withToken<T>(c: Managed, good: string, work: Promise<T>): Promise<T> {
+    const name = { name: c.config.name };
+    try {
+      const made = await work;
+      this.audit?.record("SSA", "TOKEN_MGMT", good, c.uuid, name);
+      return made;
+    } catch (e) {
+      const wrong = e instanceof TokenRefused && e.reason === "wrong PIN";
+      this.audit?.record("FSA", "TOKEN_MGMT", wrong ? "unlock-wrong-pin" : good, c.uuid, {
+        ...name,
+        error: chain(e),
+      });
+      if (e instanceof TokenRefused && e.reason === "corrupt" && c.state === "STOPPED") c.mark("ZOMBIE");
+      throw e;
+    }
+  }
+
+  async unseal(known: Known, pin: Secret): Promise<Secret> {
+    const c = this.#managed(known);
+    return await this.#withToken(c, "unlock-successful", this.#tokens.open(c, pin));
+  }
+
+  async checkPin(known: Known, pin: Secret): Promise<void> {
+    const c = this.#managed(known);
+    await this.#withToken(c, "unlock-successful", this.#tokens.check(c, pin));
+  }
+
+  async changePin(known: Known, pin: Secret, fresh: Secret): Promise<void> {
+    const c = this.#managed(known);
+    await this.#withToken(c, "container-change-pin", this.#tokens.changePin(c, pin, fresh));
+    this.#m.log.info(`${shownName(c.config.name)}: its PIN was changed`);
+  }
+
+  start(known: Known, options: StartOptions): Promise<void> {
     return this.#turn(known.uuid, async () => {
       const c = this.#managed(known);
-      if (this.#ending) throw new Error("everything is being stopped");
-      await this.#rebind(c);
-      await this.#noteVersion(c);
-      await modulesLoaded(c.isC0 ? "core" : "guests");
+      try {
+        if (this.#ending) throw new Error("everything is being stopped");
+        await this.#rebind(c);
+        await this.#noteVersion(c);
+        await modulesLoaded(c.isC0 ? "core" : "guests");
+      } catch (e) {
+        options.key?.[Symbol.dispose]();
+        throw e;
+      }
       const what = c.isC0 ? "c0-start" : "container-start";
       try {
         await c.start(options);
@@ -763,7 +818,9 @@ export class Manager implements Daemon {
     try {
       await Promise.all([...this.#all.values()].map((c) => c.kill()));
       forgetImages(join(host.base, "operatingsystems/"));
-      for (const folder of ["operatingsystems", "containers", "keys", "tokens"])
+      // Keys first: without them the rest is noise.
+      for (const folder of ["keys", "tokens"]) await destroyAll(join(host.base, folder));
+      for (const folder of ["containers", "operatingsystems"])
         await rm(join(host.base, folder), { recursive: true, force: true });
       for (const file of await retrievable(host.logs)) await removeOld(host.logs, file);
     } finally {
@@ -798,6 +855,13 @@ export class Manager implements Daemon {
   warn(line: string): void {
     this.#m.log.warn(line);
   }
+}
+
+/** A folder, each file overwritten first. */
+async function destroyAll(folder: string): Promise<void> {
+  for (const entry of await readdir(folder, { withFileTypes: true, recursive: true }).catch(() => []))
+    if (entry.isFile()) await destroy(join(entry.parentPath, entry.name));
+  await rm(folder, { recursive: true, force: true });
 }
 
 /** What modules/console.ts writes. */

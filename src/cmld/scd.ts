@@ -36,6 +36,9 @@ export interface Scd {
   csr(): Promise<Uint8Array>;
   /** Replace the device's certificate (PEM). */
   accept(certificate: Uint8Array): Promise<void>;
+  /** A question about a token, with scd's own answer: refusals are answers as well. What is secret in the request is the
+   * caller's to wipe, and so is the answer. */
+  token(request: IDaemonToToken): Promise<TokenToDaemon>;
 }
 
 /** scd does not do this now, and nothing is wrong: the device's certificate is settled. */
@@ -124,11 +127,15 @@ export class ScdClient implements Scd, Disposable {
     if (answer.code !== Say.DEVICE_CERT_OK) throw refusal(answer);
   }
 
+  token(request: IDaemonToToken): Promise<TokenToDaemon> {
+    return this.#ask(request);
+  }
+
   async #ask(request: IDaemonToToken, file?: Fd): Promise<TokenToDaemon> {
     if (this.#busy >= AT_ONCE) await new Promise<void>((resolve) => this.#queue.push(resolve));
     this.#busy++;
+    const bytes = DaemonToToken.encode(request);
     try {
-      const bytes = DaemonToToken.encode(request);
       for (let tried = 1; ; tried++) {
         await this.#start();
         const answer = await exchange(this.#at.socket, bytes, file);
@@ -136,6 +143,7 @@ export class ScdClient implements Scd, Disposable {
         if (tried === TRIES) throw new Error(`scd has ended ${TRIES} times over one question`);
       }
     } finally {
+      bytes.fill(0); // PINs and keys among them
       this.#busy--;
       this.#queue.shift()?.();
     }

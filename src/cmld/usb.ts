@@ -40,6 +40,10 @@ const canonical = (id: string): string =>
 export const isMeant = (c: UsbConfig, d: UsbDevice): boolean =>
   canonical(c.id) === d.id && c.serial === d.serial && (c.port === "" || c.port === d.port);
 
+/** The serial number of the token that protects a container's key. */
+export const tokenSerial = (configs: readonly UsbConfig[]): string | undefined =>
+  configs.find((c) => c.type === ContainerUsbType.TOKEN)?.serial;
+
 /** A container that exists. */
 export interface Claimant {
   readonly uuid: string;

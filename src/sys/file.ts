@@ -1,5 +1,6 @@
 // Files that must survive a power cut: the old content or the new one, never half of it. Waiting for the disk happens
 // beside the event loop.
+import { randomBytes } from "node:crypto";
 import { constants, type FileHandle, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { ENOENT, isErrno } from "./error.ts";
@@ -38,6 +39,25 @@ export async function removeSynced(folder: string, names: readonly string[]): Pr
   for (const name of names) await rm(join(folder, name), { force: true, recursive: true });
   await synced(folder);
 }
+
+/** Remove a file so that its bytes are gone as far as a file system can see to it: overwritten where they lie, first. A disk
+ * that moves what it writes keeps them all the same. */
+export async function destroy(path: string): Promise<void> {
+  try {
+    await using file = await open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK);
+    const { size } = await regular(file, path);
+    for (let at = 0; at < size; at += PIECE)
+      await file.write(randomBytes(Math.min(PIECE, size - at)), 0, null, at);
+    await file.sync();
+  } catch (cause) {
+    if (isErrno(cause, ENOENT)) return;
+    throw new Error(`destroy ${path}`, { cause });
+  }
+  await removeSynced(dirname(path), [basename(path)]);
+}
+
+/** What is overwritten at once. */
+const PIECE = 64 * 1024;
 
 /** Remove what interrupted writes left in a folder. */
 export async function sweep(folder: string): Promise<void> {

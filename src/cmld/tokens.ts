@@ -1,0 +1,311 @@
+// What a container's token gives: the key of its volumes, for a PIN. The dialogue with scd is the original's (spec/core.md
+// 2.3): unlock, unwrap the key or wrap a new one, lock; one after the other for each container.
+//
+// keys/<uuid>.key has the key as the token has wrapped it, keys/<uuid>.mac the token's proof that it did, and
+// token_is_paired in the container's folder says that somebody has set a PIN. None of them opens anything without the token.
+import { existsSync, readdirSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import {
+  ContainerTokenType,
+  DaemonToToken,
+  type IDaemonToToken,
+  TokenToDaemon,
+  TokenType,
+} from "../../proto/gen/proto.js";
+import { chain } from "../sys/error.ts";
+import { destroy, readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
+import { Secret } from "../sys/secret.ts";
+import type { ContainerConfig } from "./config.ts";
+import type { Scd } from "./scd.ts";
+import { tokenSerial } from "./usb.ts";
+
+const Ask = DaemonToToken.Code;
+const Say = TokenToDaemon.Code;
+
+/** Of a container's key: AES-256-XTS and HMAC-SHA256 (spec/security.md 3.2). */
+export const KEY_BYTES = 96;
+const WRAPPED_MAX = 4096;
+const PAIRING_BYTES = 8;
+const PAIRED = "token_is_paired";
+
+/** What kept a token from giving its key. */
+export type Reason =
+  | "uninitialised"
+  | "unpaired"
+  | "internal"
+  | "unlock failed"
+  | "wrong PIN"
+  | "locked till reboot"
+  | "lock failed"
+  | "corrupt";
+
+export class TokenRefused extends Error {
+  override readonly name = "TokenRefused";
+  constructor(
+    readonly reason: Reason,
+    text: string,
+    options?: ErrorOptions,
+  ) {
+    super(text, options);
+  }
+}
+
+/** Whose token it is. */
+export interface Protected {
+  readonly uuid: string;
+  readonly imageDir: string;
+  readonly config: Pick<ContainerConfig, "token_type" | "usb_configs">;
+}
+
+export const hasToken = (c: Pick<Protected, "config">): boolean =>
+  c.config.token_type !== ContainerTokenType.NONE;
+
+const REFUSALS: Partial<Record<TokenToDaemon.Code, Reason>> = {
+  [Say.UNLOCK_FAILED]: "unlock failed",
+  [Say.PASSWD_WRONG]: "wrong PIN",
+  [Say.LOCKED_TILL_REBOOT]: "locked till reboot",
+  [Say.LOCK_FAILED]: "lock failed",
+  [Say.TOKEN_ADD_FAILED]: "uninitialised",
+};
+
+export class Tokens {
+  readonly #scd: Scd;
+  readonly #keys: string;
+  readonly #turns = new Map<string, Promise<unknown>>();
+
+  /** `base`: the data folder. */
+  constructor(scd: Scd, base: string) {
+    this.#scd = scd;
+    this.#keys = join(base, "keys");
+  }
+
+  /** One dialogue with a token after the other. */
+  #turn<T>(uuid: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#turns.get(uuid) ?? Promise.resolve();
+    const turn = before.catch(() => {}).then(work);
+    this.#turns.set(uuid, turn);
+    const over = () => {
+      if (this.#turns.get(uuid) === turn) this.#turns.delete(uuid);
+    };
+    turn.then(over, over);
+    return turn;
+  }
+
+  async #ask(
+    c: Protected,
+    want: TokenToDaemon.Code,
+    request: Omit<IDaemonToToken, "token_uuid">,
+  ): Promise<TokenToDaemon> {
+    const usb = c.config.token_type === ContainerTokenType.USB;
+    const serial = usb ? tokenSerial(c.config.usb_configs) : undefined;
+    let answer: TokenToDaemon;
+    try {
+      answer = await this.#scd.token({
+        token_type: usb ? TokenType.USB : TokenType.SOFT,
+        token_uuid: c.uuid,
+        container_uuid: c.uuid,
+        ...(serial !== undefined && { usbtoken_serial: serial }),
+        ...request,
+      });
+    } catch (cause) {
+      throw new TokenRefused("internal", "scd", { cause });
+    }
+    if (answer.code === want) return answer;
+    const text = answer.error_text || `scd: ${Say[answer.code] ?? answer.code}`;
+    throw new TokenRefused(REFUSALS[answer.code] ?? "internal", text);
+  }
+
+  /** Make it, if it is not there: seconds for a soft token. */
+  add(c: Protected): Promise<void> {
+    return this.#turn(c.uuid, () => this.#add(c));
+  }
+
+  async #add(c: Protected): Promise<void> {
+    await this.#ask(c, Say.TOKEN_ADD_SUCCESSFUL, { code: Ask.TOKEN_ADD });
+  }
+
+  /** The secret that pairs this device with its tokens, made when it is first needed. */
+  async #pairing(): Promise<Secret> {
+    const path = join(this.#keys, "device_pairing_secret");
+    const bytes = await readBounded(path, PAIRING_BYTES);
+    if (bytes) {
+      if (bytes.length === PAIRING_BYTES) return Secret.take(bytes);
+      throw new TokenRefused("internal", `${path}: ${bytes.length} bytes, not ${PAIRING_BYTES}`);
+    }
+    const fresh = Secret.random(PAIRING_BYTES);
+    await this.#write("device_pairing_secret", fresh);
+    return fresh;
+  }
+
+  async #write(name: string, content: Secret | Uint8Array): Promise<void> {
+    await mkdir(this.#keys, { recursive: true, mode: 0o700 });
+    const path = join(this.#keys, name);
+    await (content instanceof Secret
+      ? content.lend((bytes) => writeAtomic(path, bytes))
+      : writeAtomic(path, content));
+  }
+
+  hasKey(c: Protected): boolean {
+    return existsSync(join(this.#keys, `${c.uuid}.key`));
+  }
+
+  isPaired(c: Protected): boolean {
+    return existsSync(join(c.imageDir, PAIRED));
+  }
+
+  /** Unlocked while `work` is done; an error of the lock that follows counts only where the work succeeded. */
+  async #unlocked<T>(c: Protected, pin: Secret, work: () => Promise<T>, undo: (made: T) => void): Promise<T> {
+    try {
+      await this.#add(c);
+    } catch (cause) {
+      if (!(cause instanceof TokenRefused) || cause.reason !== "uninitialised") throw cause;
+      throw new TokenRefused("uninitialised", "its token cannot be used", { cause });
+    }
+    if (!this.isPaired(c))
+      throw new TokenRefused("unpaired", "its PIN has never been changed: change_pin comes first");
+    using pairing = await this.#pairing();
+    await pin.lend((token_pin) =>
+      pairing.lend((pairing_secret) =>
+        this.#ask(c, Say.UNLOCK_SUCCESSFUL, { code: Ask.UNLOCK, token_pin, pairing_secret }),
+      ),
+    );
+    let made: T;
+    try {
+      made = await work();
+    } catch (e) {
+      await this.#lock(c).catch(() => {}); // the work's reason is the one to be told
+      throw e;
+    }
+    try {
+      await this.#lock(c);
+    } catch (e) {
+      undo(made);
+      throw e;
+    }
+    return made;
+  }
+
+  async #lock(c: Protected): Promise<void> {
+    await this.#ask(c, Say.LOCK_SUCCESSFUL, { code: Ask.LOCK });
+  }
+
+  /** Is it the PIN? */
+  check(c: Protected, pin: Secret): Promise<void> {
+    return this.#turn(c.uuid, () =>
+      this.#unlocked(
+        c,
+        pin,
+        async () => {},
+        () => {},
+      ),
+    );
+  }
+
+  /** The key of its volumes; the first time a new one, which is on the disk, wrapped, before it is given. */
+  open(c: Protected, pin: Secret): Promise<Secret> {
+    return this.#turn(c.uuid, () =>
+      this.#unlocked(
+        c,
+        pin,
+        () => this.#key(c),
+        (key) => key[Symbol.dispose](),
+      ),
+    );
+  }
+
+  async #key(c: Protected): Promise<Secret> {
+    const name = `${c.uuid}.key`;
+    const wrapped = await readBounded(join(this.#keys, name), WRAPPED_MAX);
+    if (!wrapped) return await this.#fresh(c);
+    const wrapped_mac = await readBounded(join(this.#keys, `${c.uuid}.mac`), 32);
+    if (wrapped.length < KEY_BYTES)
+      throw new TokenRefused("internal", `${name}: ${wrapped.length} bytes are no wrapped key`);
+    const answer = await this.#ask(c, Say.UNWRAPPED_KEY, {
+      code: Ask.UNWRAP_KEY,
+      wrapped_key: wrapped,
+      ...(wrapped_mac && { wrapped_mac }),
+    });
+    if (!answer.unwrapped_key)
+      throw new TokenRefused("internal", answer.error_text || "the token has not unwrapped the key");
+    if (answer.unwrapped_key.length === 0)
+      throw new TokenRefused("corrupt", answer.error_text || `${name} is damaged`);
+    const key = Secret.take(answer.unwrapped_key);
+    try {
+      if (key.length !== KEY_BYTES)
+        throw new TokenRefused("corrupt", `${name}: a key of ${key.length} bytes, not ${KEY_BYTES}`);
+      // One that the original has wrapped: from now on nobody exchanges it unseen.
+      if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
+      return key;
+    } catch (e) {
+      key[Symbol.dispose]();
+      throw e;
+    }
+  }
+
+  async #fresh(c: Protected): Promise<Secret> {
+    const sealed = volumesOf(c.imageDir);
+    if (sealed.length > 0)
+      throw new TokenRefused(
+        "internal",
+        `the key of ${sealed[0]} is gone: there is no ${join(this.#keys, `${c.uuid}.key`)}; wipe it to begin anew`,
+      );
+    const key = Secret.random(KEY_BYTES);
+    try {
+      const answer = await key.lend((unwrapped_key) =>
+        this.#ask(c, Say.WRAPPED_KEY, { code: Ask.WRAP_KEY, unwrapped_key }),
+      );
+      if (!answer.wrapped_key)
+        throw new TokenRefused("internal", answer.error_text || "the token has not wrapped the key");
+      if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
+      await this.#write(`${c.uuid}.key`, answer.wrapped_key);
+      return key;
+    } catch (e) {
+      key[Symbol.dispose]();
+      throw e;
+    }
+  }
+
+  /** The first change is from the PIN that everybody knows, and pairs the token with this device. */
+  changePin(c: Protected, pin: Secret, fresh: Secret): Promise<void> {
+    return this.#turn(c.uuid, async () => {
+      await this.#add(c);
+      using pairing = await this.#pairing();
+      const paired = this.isPaired(c);
+      const [code, want] = paired
+        ? [Ask.CHANGE_PIN, Say.CHANGE_PIN_SUCCESSFUL]
+        : [Ask.PROVISION_PIN, Say.PROVISION_PIN_SUCCESSFUL];
+      await pin.lend((token_pin) =>
+        fresh.lend((token_newpin) =>
+          pairing.lend((pairing_secret) =>
+            this.#ask(c, want, { code, token_pin, token_newpin, pairing_secret }),
+          ),
+        ),
+      );
+      if (paired) return;
+      await mkdir(c.imageDir, { recursive: true, mode: 0o755 });
+      await writeAtomic(join(c.imageDir, PAIRED), "");
+    });
+  }
+
+  /** Nothing that the key protects can be read any more. Its token is destroyed as well; the next one is a new one. */
+  destroy(c: Protected): Promise<void> {
+    return this.#turn(c.uuid, async () => {
+      for (const extension of ["key", "mac"]) await destroy(join(this.#keys, `${c.uuid}.${extension}`));
+      if (existsSync(c.imageDir)) await removeSynced(c.imageDir, [PAIRED]);
+      if (!hasToken(c)) return;
+      await this.#ask(c, Say.TOKEN_REMOVE_SUCCESSFUL, { code: Ask.TOKEN_REMOVE });
+    });
+  }
+
+  /** For a log: why a token could not be made in time; the next dialogue tries again. */
+  addSoon(c: Protected, failed: (line: string) => void): void {
+    this.add(c).catch((e) => failed(`its token: ${chain(e)}`));
+  }
+}
+
+/** Images in a container's folder that are not in clear. */
+function volumesOf(folder: string): string[] {
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder).filter((name) => name.endsWith(".img") && !name.endsWith(".plain.img"));
+}
