@@ -32,6 +32,8 @@ interface Entry {
   readonly events: number;
   readonly on: (events: number) => void;
   paused: boolean;
+  /** The kernel will tell, or has told already: arming it again would tell the same thing twice. */
+  armed: boolean;
   gone: boolean;
 }
 
@@ -70,15 +72,21 @@ function start(): { epoll: Fd; entries: Map<number, Entry> } {
   function fire(events: number, key: number): void {
     const entry = entries.get(key);
     if (!entry || entry.gone) return;
+    entry.armed = false;
     try {
       entry.on(events);
     } catch (e) {
       console.error(`watching descriptor ${entry.fd}: ${chain(e)}`);
     }
-    if (!entry.gone && !entry.paused)
-      now(ctl(epoll, EPOLL_CTL_MOD, entry.fd, entry.events | EPOLLONESHOT, key));
+    arm(epoll, key, entry);
   }
   return { epoll, entries };
+}
+
+function arm(epoll: Fd, key: number, entry: Entry): void {
+  if (entry.gone || entry.paused || entry.armed) return;
+  entry.armed = true;
+  now(ctl(epoll, EPOLL_CTL_MOD, entry.fd, entry.events | EPOLLONESHOT, key));
 }
 
 /** Call `on` whenever `fd` is ready for `events` (EPOLLIN …; EPOLLERR and EPOLLHUP are always reported). */
@@ -86,7 +94,7 @@ export function watch(fd: Fd, events: number, on: (events: number) => void): Wat
   started ??= start();
   const { epoll, entries } = started;
   const key = nextKey++;
-  const entry: Entry = { fd: fd.n, events, on, paused: false, gone: false };
+  const entry: Entry = { fd: fd.n, events, on, paused: false, armed: true, gone: false };
   now(ctl(epoll, EPOLL_CTL_ADD, entry.fd, events | EPOLLONESHOT, key));
   entries.set(key, entry);
   return {
@@ -94,9 +102,8 @@ export function watch(fd: Fd, events: number, on: (events: number) => void): Wat
       entry.paused = true;
     },
     resume() {
-      if (!entry.paused || entry.gone) return;
       entry.paused = false;
-      now(ctl(epoll, EPOLL_CTL_MOD, entry.fd, events | EPOLLONESHOT, key));
+      arm(epoll, key, entry);
     },
     [Symbol.dispose]() {
       if (entry.gone) return;
