@@ -12,6 +12,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { judge } from "../../test/scd.ts";
+import { C0 } from "../lib/uuid.ts";
 import { chain } from "../sys/error.ts";
 import { readDevice } from "./config.ts";
 import { Containers, type Surroundings, subordinateIds, uidStart } from "./containers.ts";
@@ -163,6 +164,23 @@ test("where configurations are signed they are stored as they came, and not chan
   expect(readFileSync(join(folder, `${web.uuid}.conf`))).toEqual(source);
   await store.remove(web.uuid);
   expect(readdirSync(folder)).toEqual([]);
+});
+
+test("a configuration of our own needs no signature, as long as it is that; one that was refused is not replaced", async () => {
+  const builtIn = { uuid: C0, source: conf("c0") };
+  const { store, folder } = fresh({ device: signed, builtIn });
+  await store.load();
+  const index = (await store.create(store.draft(builtIn.source), undefined, C0)).index;
+  expect(readdirSync(folder).toSorted()).toEqual([C0, `${C0}.conf`, `${C0}.created`, `${C0}.uid`]);
+  const again = fresh({ device: signed, builtIn, folder });
+  expect((await again.store.load()).map((s) => [s.uuid, s.index])).toEqual([[C0, index]]);
+  writeFileSync(join(folder, `${C0}.conf`), conf("c0", "ram_limit: 1"));
+  const changed = fresh({ device: signed, builtIn, folder });
+  expect(await changed.store.load()).toEqual([]);
+  expect(changed.lines.join()).toContain("it has no signature: sign it with `cml container sign`");
+  const refused = changed.store.create(changed.store.draft(builtIn.source), undefined, C0);
+  expect(await refused.catch(chain)).toBe(`${C0}.conf is there and was refused`);
+  expect(readFileSync(join(folder, `${C0}.conf`))).toEqual(conf("c0", "ram_limit: 1"));
 });
 
 test("what a killed cmld left is cleared, unless there is data; nobody else gets the ids", async () => {

@@ -142,6 +142,7 @@ export class Manager implements Daemon {
       device,
       trust: this.trust,
       provisioned: () => this.#provisioned,
+      builtIn: { uuid: C0, source: Buffer.from(CORE0(device.c0os)) },
       log: (line) => log.warn(line),
       taken: machine.taken,
       inUse: () => [...this.#all.values()].filter(runs).map((c) => c.stored.index),

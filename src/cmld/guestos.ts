@@ -203,14 +203,14 @@ export class GuestOses {
   }
 
   /**
-   * The one that a container gets. Signed configurations name exactly one version; others get the newest complete one,
-   * which must not be older than the one they name.
+   * The one that a container gets. Signed configurations get exactly the version that they name, if they name one; others
+   * the newest complete one, which must not be older than the one they name.
    */
   async select(container: ContainerConfig): Promise<GuestOs> {
     const { guest_os: name, guestos_version: version } = container;
     const known = this.#versions(name);
     if (known.length === 0) throw new Error(`guest_os ${name} is not installed`);
-    if (this.#around.device.signed_configs) {
+    if (this.#around.device.signed_configs && version !== 0) {
       const exact = this.find(name, version);
       if (!exact)
         throw new Error(`guest_os ${name}: version ${version} is not installed, but ${listed(known)}`);

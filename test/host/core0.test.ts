@@ -4,6 +4,7 @@ import { afterEach, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { signed } from "../../initramfs/pki.ts";
 import { checkDevice } from "../../src/cmld/config.ts";
 import { control } from "../../src/cmld/control.ts";
 import { type End, LOG_NAME, Manager } from "../../src/cmld/daemon.ts";
@@ -29,7 +30,7 @@ afterEach(async () => {
   for (const undo of cleanup.splice(0).reverse()) await undo();
 });
 
-async function device(core0 = true) {
+async function device(core0 = true, signedConfigs = false) {
   const base = mkdtempSync(join(tmpdir(), "device-"));
   chmodSync(base, 0o755); // the containers' ids pass through it
   cleanup.push(() => rmSync(base, { recursive: true, force: true }));
@@ -38,10 +39,14 @@ async function device(core0 = true) {
   mkdirSync(containers);
   const configuration = (name: string, more = "") =>
     `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\n${more}`;
-  if (core0) writeFileSync(join(containers, `${C0}.conf`), configuration("core0"));
-  writeFileSync(join(containers, `${WEB}.conf`), configuration("web", "allow_autostart: true\n"));
-  writeFileSync(join(containers, `${IDLE}.conf`), configuration("idle"));
-  const config = checkDevice({ hostedmode: false, signed_configs: false, c0os: "busybox" } as never);
+  const put = (uuid: string, name: string, more = "guestos_version: 1\n") => {
+    writeFileSync(join(containers, `${uuid}.conf`), configuration(name, more));
+    signed(join(containers, `${uuid}.conf`));
+  };
+  if (core0) put(C0, "core0");
+  put(WEB, "web", "guestos_version: 1\nallow_autostart: true\n");
+  put(IDLE, "idle");
+  const config = checkDevice({ hostedmode: false, signed_configs: signedConfigs, c0os: "busybox" } as never);
   const logs = join(base, "logs");
   const log = new Journal({ name: LOG_NAME, directory: logs });
   const run = join(base, "run");
@@ -124,10 +129,14 @@ test("a reboot is core0's end, said otherwise", async () => {
   expect(d.states.slice(-2)).toEqual(expect.arrayContaining(["core0 STOPPED"]));
 }, 30_000);
 
-test("core0 without a configuration gets one, with ids of its own", async () => {
-  const d = await device(false);
-  await d.manager.begin().catch(() => {}); // its ram_limit needs a controller that this machine may not have
-  const core0 = d.manager.container(C0)!;
-  expect(core0.config).toMatchObject({ name: "c0", guest_os: "busybox", userns: true, ram_limit: 1024 });
-  expect(new Set(d.manager.containers().map((c) => c.uidStart)).size).toBe(3);
-}, 30_000);
+test.each([false, true])(
+  "core0 without a configuration gets one, with ids of its own (signed_configs: %p)",
+  async (signedConfigs) => {
+    const d = await device(false, signedConfigs);
+    await d.manager.begin().catch(() => {}); // its ram_limit needs a controller that this machine may not have
+    const core0 = d.manager.container(C0)!;
+    expect(core0.config).toMatchObject({ name: "c0", guest_os: "busybox", userns: true, ram_limit: 1024 });
+    expect(new Set(d.manager.containers().map((c) => c.uidStart)).size).toBe(3);
+  },
+  30_000,
+);

@@ -5,9 +5,9 @@ import { chmodSync, copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
+import { developer } from "../../initramfs/pki.ts";
 import { CORE0, seed } from "../../initramfs/seed.ts";
 import { sign } from "../../src/guestos/sign.ts";
-import { initialise } from "../../src/pki/development.ts";
 import { Vm } from "./qemu.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "signed-"));
@@ -21,12 +21,9 @@ const CARD = [
 ];
 
 beforeAll(async () => {
-  initialise(at("pki"), "ec:P-256", () => {});
-  const signer = { key: at("pki/ssig_cml.key"), certs: [at("pki/ssig_cml.cert")] };
+  const signer = developer();
   const base = at("data/cml");
   seed(base, { guests: ["core0-1", "busybox-1"], containers: [CORE0] });
-  copyFileSync(at("pki/ssig_rootca.cert"), join(base, "tokens/ssig_rootca.cert"));
-  await sign(join(base, "operatingsystems/busybox-1.conf"), signer);
   const first = readFileSync(join(base, "operatingsystems/busybox-1.conf"), "utf8");
   const next = join(base, "shared/next.conf");
   writeFileSync(next, first.replace(/^version: 1$/m, `version: 2\nupdate_base_url: "http://${SERVER}"`));
