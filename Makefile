@@ -169,6 +169,7 @@ bench-protobuf: node_modules/.ready proto/gen/proto.js ## our protobuf codec bes
 .PHONY: bench
 bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/attack ## ours beside crun, runc and busybox, alternating; memory; writes out/bench.json (root)
 	test/bench/cgroup2.sh $(BUN) test/bench/main.ts
+	$(BUN) test/bench/hash.ts
 	$(BUN) test/bench/boot.ts
 	$(BUN) test/bench/machine.ts
 	$(BUN) test/bench/noisy.ts

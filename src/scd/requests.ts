@@ -95,12 +95,16 @@ async function readFd(fd: Fd, what: string, max: number): Promise<Uint8Array> {
 async function hashed(fd: Fd, what: string, algorithm: string): Promise<Buffer> {
   regular(fd, what);
   const hash = createHash(algorithm);
-  const piece = new Uint8Array(PIECE);
+  // One is read while the other is hashed.
+  let [mine, other] = [new Uint8Array(PIECE), new Uint8Array(PIECE)];
+  let reading = readAt(fd.n, mine, 0, PIECE, 0);
   for (let at = 0; ; ) {
-    const { bytesRead } = await readAt(fd.n, piece, 0, PIECE, at);
+    const { bytesRead } = await reading;
     if (bytesRead === 0) return hash.digest();
-    hash.update(piece.subarray(0, bytesRead));
     at += bytesRead;
+    reading = readAt(fd.n, other, 0, PIECE, at);
+    hash.update(mine.subarray(0, bytesRead));
+    [mine, other] = [other, mine];
   }
 }
 
