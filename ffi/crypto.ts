@@ -21,6 +21,13 @@ export const crypto = dlopen("libcrypto.so.3", {
   BN_clear_free: free,
   // openssl/crypto.h
   CRYPTO_secure_malloc_init: { args: [usize, usize], returns: i32 },
+  OPENSSL_init_crypto: { args: [u64, ptr], returns: i32 },
+  // openssl/engine.h
+  ENGINE_by_id: { args: [ptr], returns: ptr },
+  ENGINE_ctrl_cmd_string: { args: [ptr, ptr, ptr, i32], returns: i32 },
+  ENGINE_init: { args: [ptr], returns: i32 },
+  ENGINE_load_private_key: { args: [ptr, ptr, ptr, ptr], returns: ptr },
+  ENGINE_free: { args: [ptr], returns: i32 },
   // openssl/err.h
   ERR_clear_error: { args: [], returns: T.void },
   ERR_peek_last_error: { args: [], returns: u64 },

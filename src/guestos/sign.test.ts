@@ -13,14 +13,23 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { SOFTHSM, softhsm } from "../../test/softhsm.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sign-"));
 const at = (...parts: string[]) => join(dir, ...parts);
 const conf = at("dmos-1.conf");
 afterAll(() => rmSync(dir, { recursive: true }));
 
-async function cml(...args: string[]): Promise<{ status: number; out: string; err: string }> {
-  const ran = Bun.spawn([process.execPath, "src/main.ts", ...args], { stderr: "pipe" });
+const cml = (...args: string[]) => cmlWith({}, ...args);
+async function cmlWith(
+  env: Record<string, string>,
+  ...args: string[]
+): Promise<{ status: number; out: string; err: string }> {
+  const ran = Bun.spawn([process.execPath, "src/main.ts", ...args], {
+    stdin: "ignore",
+    stderr: "pipe",
+    env: { ...process.env, ...env },
+  });
   const [out, err] = await Promise.all([ran.stdout.text(), ran.stderr.text()]);
   return { status: await ran.exited, out, err };
 }
@@ -151,3 +160,34 @@ test("a container's configuration is signed the same way", async () => {
   expect(signed).toMatchObject({ status: 0, out: `${at("box.sig")}\n${at("box.cert")}\n` });
   expect(Bun.file(at("box.sig")).size).toBeGreaterThan(60);
 });
+
+test("a key that never leaves its token signs, by its PKCS #11 URI: RSA with PSS, and ECDSA", async () => {
+  const pin = "71-PIN-71";
+  using token = softhsm("developers", pin);
+  const env = { SOFTHSM2_CONF: token.config };
+  expect((await cml("pki", "init", "--key", "rsa:2048", at("rsa"))).status).toBe(0);
+  const keys = [
+    ["elliptic", at("pki/ssig_cml"), at("pki/ssig_rootca.cert")],
+    ["rsa", at("rsa/ssig"), at("rsa/ssig_rootca.cert")],
+  ] as const;
+  for (const [i, [label, files, root]] of keys.entries()) {
+    const words = ["--token", "developers", "--label", label, "--id", `0${i}`, "--pin", pin];
+    const imported = Bun.spawnSync(["softhsm2-util", "--import", `${files}.key`, ...words], {
+      env: { ...process.env, ...env },
+    });
+    expect(imported.stderr.toString()).toBe("");
+    const uri = `pkcs11:token=developers;object=${label}?module-path=${SOFTHSM}`;
+    const sign = ["guestos", "sign", "--key", uri, "--cert", `${files}.cert`, conf];
+    expect(await cmlWith({ ...env, GYROIDOS_TEST_PASSWD_PKI: pin }, ...sign)).toMatchObject({
+      status: 0,
+      err: "",
+    });
+    expect((await cml("guestos", "verify", "--ca", root, conf)).status).toBe(0);
+    const wrong = await cmlWith({ ...env, GYROIDOS_TEST_PASSWD_PKI: "wrong" }, ...sign);
+    expect([wrong.status, wrong.err]).toEqual([
+      1,
+      expect.stringContaining("no such private key, or not with this PIN"),
+    ]);
+    expect(wrong.err).not.toContain(pin);
+  }
+}, 30_000);

@@ -2,12 +2,13 @@
 // intermediates), as the original's sign_config writes them (spec/security.md 2.1, 2.2).
 import { readBundle } from "../pki/certificates.ts";
 import { Scope } from "../pki/crypto.ts";
+import { isUri, tokenKey } from "../pki/engine.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { matches, type Revocation, type Signed, verify } from "../pki/verify.ts";
 import { writeAtomic } from "../sys/file.ts";
 import type { Values } from "../tool/commands.ts";
 
-/** The passphrase of an encrypted key, as the original's tools take it; never on a command line. */
+/** The passphrase of an encrypted key, or the PIN of a token, as the original's tools take it; never on a command line. */
 const PASSPHRASE = "GYROIDOS_TEST_PASSWD_PKI";
 
 /** `…/NAME.conf` → `…/NAME.sig`. */
@@ -19,7 +20,7 @@ export function beside(conf: string, extension: "sig" | "cert"): string {
 const bytesOf = (path: string): Promise<Uint8Array> => Bun.file(path).bytes();
 
 export interface Signer {
-  /** Path of a PEM file. */
+  /** Path of a PEM file, or a PKCS #11 URI. */
   readonly key: string;
   /** Paths of PEM files: the signer's certificate first, then intermediates. */
   readonly certs: readonly string[];
@@ -34,18 +35,29 @@ export const signer = (args: Values, many: (option: string) => string[]): Signer
 /** Sign the bytes of a configuration, and write what belongs beside it. Returns the paths written. */
 export async function sign(conf: string, { key: keyFile, certs }: Signer): Promise<string[]> {
   const [sig, cert] = [beside(conf, "sig"), beside(conf, "cert")];
-  const [data, pem] = [await bytesOf(conf), await bytesOf(keyFile)];
+  const data = await bytesOf(conf);
   const bundle = Buffer.concat(await Promise.all(certs.map(bytesOf)));
   using scope = new Scope();
   const [signer] = readBundle(scope, certs.join(", "), bundle);
-  using key = PrivateKey.read(keyFile, pem, Buffer.from(process.env[PASSPHRASE] ?? ""));
-  pem.fill(0);
+  using key = await keyOf(keyFile);
   const signature = key.sign(data);
   if (!matches(signer!, data, signature))
     throw new Error(`${keyFile}: it is not the key of the first certificate in ${certs[0]}`);
   await writeAtomic(sig, signature, 0o644);
   await writeAtomic(cert, bundle, 0o644);
   return [sig, cert];
+}
+
+/** From a PEM file or a token. */
+async function keyOf(key: string): Promise<PrivateKey> {
+  const passphrase = Buffer.from(process.env[PASSPHRASE] ?? "");
+  if (isUri(key)) return tokenKey(key, passphrase);
+  const pem = await bytesOf(key);
+  try {
+    return PrivateKey.read(key, pem, passphrase);
+  } finally {
+    pem.fill(0);
+  }
 }
 
 export interface Roots {

@@ -5,7 +5,12 @@ import type { Commands } from "../tool/commands.ts";
 const signing = (what: string) =>
   ({
     conf: { type: "positional", description: what, required: true },
-    key: { type: "string", description: "private key (PEM)", valueHint: "FILE", required: true },
+    key: {
+      type: "string",
+      description: "private key: a PEM file, or pkcs11:… of a smartcard or HSM",
+      valueHint: "KEY",
+      required: true,
+    },
     cert: {
       type: "string",
       description: "certificates (PEM): the signer's first, then intermediates",
