@@ -11,6 +11,7 @@ import { where } from "../sys/cgroup.ts";
 import { chain, EAGAIN } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
+import { landlockAbi } from "../sys/landlock.ts";
 import { bindAt } from "../sys/listen.ts";
 import { mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
@@ -250,6 +251,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     log: (line) => log.info(line),
   });
   scd.begin();
+  if (landlockAbi() === 0) log.warn("this kernel has no Landlock: scd and fetch are confined without it");
   const views = new Views(host, (line) => log.info(line));
   manager = new Manager({
     scd,

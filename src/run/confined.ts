@@ -1,13 +1,15 @@
 // A daemon in a room of its own: its own user, namespaces and system calls; of the machine's files it sees the programs
 // (read-only), and the folders that it is given. No network. Who starts it hands it its listening socket, so that
-// nothing is lost while it is started again.
-import { lstatSync, readlinkSync, realpathSync } from "node:fs";
+// nothing is lost while it is started again. Landlock says of the same files once more what may be done with them, so that
+// neither a wrong owner, mount or namespace nor a way out of them is enough: docs/decisions/lsm.md.
+import { lstatSync, readlinkSync, realpathSync, statSync } from "node:fs";
 import { chown, readdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { type Arch, AUDIT_ARCH, compile, errnoVerdict, fprog, RET_ALLOW, type Verdict } from "../sys/bpf.ts";
 import * as sys from "../sys/calls.ts";
 import { EINVAL, ENOSYS, EPERM, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
+import { CHANGE, type Fence, landlock, landlockAbi, READ, RUN, USE } from "../sys/landlock.ts";
 import { Struct } from "../sys/mem.ts";
 import { loadFilter } from "../sys/notify.ts";
 import { attempt, now } from "../sys/now.ts";
@@ -145,7 +147,29 @@ function shown(path: string): Op[] {
   ];
 }
 
-const [NULL, FILE] = [new Reg(0), new Reg(1)];
+/** The same room, as Landlock sees it. `own`: of our executable. */
+export function fence(
+  c: Pick<Confinement, "writable" | "readable" | "network" | "files">,
+  own: readonly string[],
+): Fence {
+  const place = (may: number) => (path: string) => {
+    const there = statSync(path, { throwIfNoEntry: false });
+    return there ? [{ path, folder: there.isDirectory(), may }] : [];
+  };
+  return {
+    places: [
+      ...[...PROGRAMS, ...own].flatMap(place(RUN)),
+      ...DEVICES.map((d) => `/dev/${d}`).flatMap(place(USE)),
+      ...[DMI, "/proc", ...c.readable].flatMap(place(READ)),
+      ...["/tmp", ...c.writable].flatMap(place(CHANGE)),
+      ...(c.files ?? []).map(([path]) => ({ path, folder: false, may: READ })),
+    ],
+    connects: c.network !== undefined,
+  };
+}
+
+// After those of landlock().
+const [NULL, FILE] = [new Reg(2), new Reg(3)];
 const CAPABILITIES = 64; // more than any kernel has; the rest is EINVAL
 const PR = { pdeathsig: 1, dropBound: 24, noNewPrivileges: 38 } as const; // linux/prctl.h
 const [RLIMIT_CORE, FIRST_LISTENING] = [4, 3];
@@ -165,6 +189,7 @@ export async function confined(c: Confinement): Promise<Child> {
   for (const path of own.filter(isFolder)) await lend(path, "run");
   for (const path of c.writable) await lend(path, "written");
   for (const path of c.readable) await lend(path, "read");
+  const abi = landlockAbi();
   const room = (report: number): Op[] => [
     sys.setsid(),
     ...(c.network instanceof Fd ? [sys.setns(c.network.n, sys.CLONE_NEWNET)] : []),
@@ -193,6 +218,7 @@ export async function confined(c: Confinement): Promise<Child> {
     sys.umount2(".", sys.MNT_DETACH),
     sys.chdir("/"),
     sys.mountSetattrAt(sys.AT_FDCWD, "/", 0, sys.MOUNT_ATTR_RDONLY),
+    ...(abi > 0 ? landlock(fence(c, own), abi) : []),
     sys.openat(sys.AT_FDCWD, "/dev/null", sys.O_RDONLY, 0, NULL),
     sys.dup3(c.output, 1),
     sys.dup3(c.errors ?? c.output, 2),

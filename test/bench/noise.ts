@@ -1,24 +1,41 @@
 // The worst neighbour: a container that forks, eats memory, mounts and connects as fast as it may, all at once and
 // without end; and what others notice of it. For the benchmark (noisy.ts) and, with small counts, a test.
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { ControllerToDaemon } from "../../proto/gen/proto.js";
 import { frame } from "../../src/lib/frame.ts";
+import type { Guest } from "../escape/attack.ts";
 import { Machine } from "../escape/machine.ts";
 import { median } from "./report.ts";
 
 const SOCKET = "/run/socket/cml-control";
 const CONNECTIONS = 1000;
-/** Memory that the noisy one may have; more would only make it slower to fill. */
-const NOISY = { name: "noisy", writable: true, config: { ram_limit: 192, pids_limit: 1000 } };
-const QUIET = { name: "quiet", config: { ram_limit: 64 } };
-
-// Out of memory ends its largest process, not the whole container: a guest may want that of its own group, and this
-// one does, so that it never stops.
-const NOISE = `
-  echo 0 > /sys/fs/cgroup/memory.oom.group
-  (while :; do attack memory 4096; done) > /dev/null 2>&1 &
-  (while :; do (f() { f | f & }; f); attack forks 4096; done) > /dev/null 2>&1 &
-  (mkdir -p /tmp/m; while :; do mount -t tmpfs none /tmp/m && umount /tmp/m; done) > /dev/null 2>&1 &
-  sleep 1000000`;
+const SERVICE = "/run/socket/cml-service";
+/** What each part of the noise does, again and again, whatever ends it. */
+const NOISE: Readonly<Record<string, string>> = {
+  memory: "while :; do attack memory 4096; done",
+  forks: "while :; do (f() { f | f & }; f); attack forks 4096; done",
+  mounts: "mkdir -p /tmp/m; while :; do mount -t tmpfs none /tmp/m && umount /tmp/m; done",
+  connections: `attack connections ${SERVICE} ${CONNECTIONS} > /tmp/made`,
+};
+// Out of memory ends its largest process, not the whole container: a guest may want that of its own group, and this one
+// does, so that it never stops. The kernel is to choose the noise, not the init that starts it again.
+const NOISY: Guest = {
+  name: "noisy",
+  writable: true,
+  // Memory: more would only make it slower to fill.
+  config: { ram_limit: 256, pids_limit: 1000 },
+  init: ["/bin/busybox", "init"],
+  fill(root) {
+    mkdirSync(join(root, "etc"), { recursive: true });
+    for (const [name, words] of Object.entries(NOISE))
+      writeFileSync(join(root, "etc", name), `echo 1000 > /proc/self/oom_score_adj\n${words}\n`);
+    const lines = Object.keys(NOISE).map((name) => `::respawn:/bin/sh /etc/${name}\n`);
+    const calm = "::sysinit:/bin/sh -c 'echo 0 > /sys/fs/cgroup/memory.oom.group'\n";
+    writeFileSync(join(root, "etc/inittab"), [calm, ...lines].join(""));
+  },
+};
+const QUIET: Guest = { name: "quiet", config: { ram_limit: 64 } };
 
 export interface Noise {
   /** Milliseconds of each request of the best run: a list of all containers, on a connection of its own. */
@@ -40,12 +57,8 @@ export async function measure(counts: { requests: number; runs: number; starts: 
   const request = Buffer.from(
     frame(ControllerToDaemon.encode({ command: ControllerToDaemon.Command.GET_CONTAINER_STATUS })),
   ).toString("base64");
-  const listed = async (): Promise<number[]> => {
-    const times: number[] = [];
-    for (let i = 0; i < counts.requests; i++)
-      times.push((await vm.ask("exchange", { socket: SOCKET, send: request, frames: 1 })).ms);
-    return times;
-  };
+  const listed = (): Promise<number[]> =>
+    vm.ask("exchanges", { socket: SOCKET, send: request, frames: 1, times: counts.requests });
   /** The log's own times: nobody's waiting for the answer is in them. */
   const started = async (): Promise<number> => {
     const before = vm.said.length;
@@ -65,23 +78,20 @@ export async function measure(counts: { requests: number; runs: number; starts: 
     return median(times);
   };
 
-  const noisy = await machine.ground.start(NOISY);
   await started(); // opens what stays open
   const quietStart = await starts();
   const quietList = await listed();
 
-  void noisy.run(`attack connections /run/socket/cml-service ${CONNECTIONS} > /tmp/made`);
-  const made = () => noisy.run("until grep connections /tmp/made; do sleep 0.1; done");
-  const held = Number(/(\d+) connections/.exec(await made())?.[1]); // of all that it tried: the queue is bounded
-  if (!(held > 0)) throw new Error("the noisy one could not connect to its service socket");
-  void noisy.run(NOISE);
+  await machine.ground.start(NOISY);
   const { text } = await machine.control("list");
   const uuid = new RegExp(`uuid: "([^"]*)"\\s+name: "${NOISY.name}"`).exec(text)![1]!;
-  const group = `/sys/fs/cgroup/cml/containers/${uuid}`;
-  const number = async (file: string, line: RegExp): Promise<number> =>
-    Number(line.exec(await vm.ask("read", { path: `${group}/${file}` }))![1]);
+  const number = async (file: string, line: RegExp): Promise<number> => {
+    const path = `/sys/fs/cgroup/cml/containers/${uuid}/${file}`;
+    return Number(line.exec(await vm.ask("read", { path }))![1]);
+  };
   const kills = () => number("memory.events", /^oom_kill (\d+)/m);
-  while ((await number("pids.current", /(\d+)/)) < 100 || (await kills()) < 2) await Bun.sleep(200); // until it is loud
+  const processes = () => number("pids.current", /(\d+)/);
+  while ((await processes()) < 100 || (await kills()) < 2) await Bun.sleep(200); // until it is loud
 
   let list: number[] | undefined;
   for (let i = 0; i < counts.runs; i++) {

@@ -3,6 +3,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import {
   copyFileSync,
+<<<<<<< HEAD
   cpSync,
   mkdirSync,
   mkdtempSync,
@@ -13,13 +14,33 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
+=======
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+>>>>>>> 376d0e7 (run/confined, sys/landlock: scd and fetch under Landlock; test/bench/noise: a neighbour whose noise starts again)
 import { join } from "node:path";
 import { DaemonToToken, HashAlgo, TokenToDaemon } from "../../proto/gen/proto.js";
-import { confined } from "../../src/run/confined.ts";
-import { reap } from "../../src/run/launch.ts";
-import { own } from "../../src/run/self.ts";
-import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../../src/sys/calls.ts";
+import { confined, fence } from "../../src/run/confined.ts";
+import { collected, launch, reap } from "../../src/run/launch.ts";
+import { own, ownFiles } from "../../src/run/self.ts";
+import {
+  AF_UNIX,
+  connectUnix,
+  dup3,
+  execve,
+  SOCK_NONBLOCK,
+  SOCK_SEQPACKET,
+  socket,
+} from "../../src/sys/calls.ts";
 import { Fd, pipe } from "../../src/sys/fd.ts";
+import { landlock, landlockAbi } from "../../src/sys/landlock.ts";
 import { bindAt } from "../../src/sys/listen.ts";
 import { now } from "../../src/sys/now.ts";
 import { receiving, sendPacket } from "../../src/sys/packets.ts";
@@ -27,7 +48,8 @@ import { ended } from "../../src/sys/poll.ts";
 import { kill, SIGKILL } from "../../src/sys/process.ts";
 
 const ID = 65537;
-const base = mkdtempSync(join(tmpdir(), "confined-"));
+/** Not in /tmp: a room has one of its own, where its fence lets it do everything. */
+const base = mkdtempSync("/var/tmp/confined-");
 const at = (...parts: string[]) => join(base, ...parts);
 beforeAll(() => {
   for (const folder of ["tokens", "operatingsystems", "containers"]) mkdirSync(at(folder), { mode: 0o700 });
@@ -69,7 +91,13 @@ async function shell(script: string): Promise<string> {
 
 test("it sees its folders, the programs, and nothing else of the machine", async () => {
   expect(await shell(`cat ${at("tokens/secret")} ${at("operatingsystems/a.conf")}`)).toBe("ourssigned");
-  expect(await shell("ls /")).toBe(
+  const { child, out } = await room(["/bin/sleep", "100"], "look");
+  const there = readdirSync(`/proc/${child.pid}/root`).sort().join("\n");
+  kill(child.pidfd, SIGKILL);
+  await collected(child.pidfd);
+  child.pidfd.close();
+  out.close();
+  expect(there).toBe(
     [
       ...["bin", "dev", "lib", "lib64", "proc", "sbin", "sys", "tmp", "usr"],
       ...own("x").flatMap((p) => p.split("/")[1] ?? []),
@@ -126,6 +154,55 @@ test("it writes its own folder and no other; what it writes belongs to root outs
       `cp /bin/true ${at("tokens/true")} && chmod 755 ${at("tokens/true")} && ${at("tokens/true")} 2>&1 || echo refused`,
     ),
   ).toEndWith("refused");
+});
+
+/** What a shell says that is root of this host, sees all of it, and has nothing of the room but its fence, or not that. */
+async function fenced(script: string, abi: number): Promise<string> {
+  const out = pipe();
+  const ours = ownFiles().map((path) => realpathSync(path));
+  const folders = { writable: [at("tokens")], readable: [at("operatingsystems"), at("containers")] };
+  const child = launch([
+    ...(abi > 0 ? landlock(fence(folders, ours), abi) : []),
+    ...[1, 2].map((n) => dup3(out.write.n, n)),
+    execve("/bin/sh", ["sh", "-c", script], ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]),
+  ]);
+  out.write.close();
+  await child.started();
+  using from = out.read;
+  const said = await new Response(Bun.file(from.n).stream()).text();
+  await collected(child.pidfd);
+  child.pidfd.close();
+  return said.trim();
+}
+
+test("its fence alone holds: not by its user, its mounts or its namespaces", async () => {
+  mkdirSync(at("point"));
+  const tries = `
+    cat ${at("outside")} && echo read; echo > ${at("operatingsystems/x")} && echo written; ls ${base} && echo listed
+    mkdir ${at("new")} && echo made; ln ${at("outside")} ${at("tokens/linked")} && echo linked
+    mknod ${at("tokens/null")} c 1 3 && echo node; mount -t tmpfs none ${at("point")} && echo mounted
+    cp /bin/true ${at("tokens/program")} && chmod 755 ${at("tokens/program")} && ${at("tokens/program")} && echo run`;
+  const may = `cat ${at("tokens/secret")} ${at("operatingsystems/a.conf")} && echo > ${at("tokens/x")} && echo yes`;
+  const words = (text: string): string[] =>
+    text.match(/^(read|written|listed|made|linked|node|mounted|run)$/gm) ?? [];
+  const abi = landlockAbi();
+  expect(abi).toBeGreaterThan(0);
+  expect(words(await fenced(tries, abi))).toEqual([]);
+  expect(await fenced(may, abi)).toBe("ourssignedyes");
+  // Without it a root of the host may do all of that.
+  const all = ["read", "written", "listed", "made", "linked", "node", "mounted", "run"];
+  expect(words(await fenced(`${tries}; umount ${at("point")}`, 0))).toEqual(all);
+});
+
+test("its fence knows networks and other processes where the kernel does", async () => {
+  const abi = landlockAbi();
+  const connect = "exec 3<> /dev/tcp/127.0.0.1/1"; // nobody listens there
+  const outside = `kill -0 ${process.pid} && echo signalled`;
+  const script = `bash -c '${connect}' 2>&1; ${outside}`;
+  expect(await fenced(script, 0)).toMatch(/Connection refused.*signalled/s);
+  expect(await fenced(script, 3)).toMatch(/Connection refused.*signalled/s);
+  if (abi >= 4) expect(await fenced(script, 4)).toMatch(/Permission denied.*signalled/s);
+  if (abi >= 6) expect(await fenced(script, 6)).not.toContain("signalled");
 });
 
 test("it has no capability, no way to one, and no network", async () => {

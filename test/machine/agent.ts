@@ -35,6 +35,11 @@ export interface Calls {
     ask: { socket: string; send: string; frames: number };
     answer: { received: string; ms: number };
   };
+  /** The same again and again, each on a connection of its own; the milliseconds of each. */
+  exchanges: {
+    ask: { socket: string; send: string; frames: number; times: number };
+    answer: number[];
+  };
   run: {
     ask: { argv: string[]; stdin?: string; env?: Record<string, string> };
     answer: { status: number | null; signal: string | null; stdout: string; stderr: string };
@@ -66,6 +71,12 @@ async function answer(r: Request): Promise<unknown> {
       return kernel();
     case "exchange":
       return await exchange(r.socket, Buffer.from(r.send, "base64"), r.frames);
+    case "exchanges": {
+      const times: number[] = [];
+      for (let i = 0; i < r.times; i++)
+        times.push((await exchange(r.socket, Buffer.from(r.send, "base64"), r.frames)).ms);
+      return times;
+    }
     case "run":
       return await run(r.argv, r.stdin ?? "", r.env ?? {});
   }

@@ -29,8 +29,11 @@ export const groupOf = (s: Pick<Start, "host" | "uuid">): string => join(s.host.
 /** The container's own group: where its init and what `control run` starts live. */
 export const childGroupOf = (s: Pick<Start, "host" | "uuid">): string => join(groupOf(s), "child");
 
-/** Limits that the container is to see; and where they stand, they are the first to be met. */
-const SEEN = new Set(["memory.max", "memory.swap.max", "memory.oom.group", "pids.max"]);
+/** Limits that the container is to see. */
+const SEEN = new Set(["memory.max", "memory.swap.max", "pids.max"]);
+/** Only there: whether all of it ends for want of memory is its own affair. What the kernel needs for its groups counts
+ * above, so the limit above may be the first that is met. */
+const ITS_OWN = new Set(["memory.oom.group"]);
 
 interface Limit {
   readonly controller: string;
@@ -147,6 +150,7 @@ export const cgroups: Module = {
           if (field) throw new Error(`${field}: this kernel has no ${file}`);
           continue;
         }
+        if (ITS_OWN.has(file)) continue;
         try {
           writeFileSync(join(group, file), value);
           if (file === "io.weight") shareByWeight(statSync(s.host.base).dev, !s.host.hosted);
@@ -164,7 +168,8 @@ export const cgroups: Module = {
       const child = childGroupOf(s);
       make(child);
       for (const { file, value } of list)
-        if (SEEN.has(file) && existsSync(join(child, file))) writeFileSync(join(child, file), value);
+        if ((SEEN.has(file) || ITS_OWN.has(file)) && existsSync(join(child, file)))
+          writeFileSync(join(child, file), value);
       chownSync(child, s.uidStart, s.uidStart);
       for (const file of DELEGATED)
         if (existsSync(join(child, file))) chownSync(join(child, file), s.uidStart, s.uidStart);
