@@ -173,6 +173,7 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 	$(BUN) test/bench/boot.ts
 	$(BUN) test/bench/machine.ts
 	$(BUN) test/bench/noisy.ts
+	$(BUN) test/bench/limits.ts
 
 .PHONY: soak soak-leak soak-crash soak-hotplug soak-power soak-fuzz
 soak: soak-leak soak-crash soak-hotplug soak-power soak-fuzz ## the tests with the large counts, in five parts; results are added to docs/soak.md

@@ -80,8 +80,8 @@ mknod stays EPERM, by which systemd and container engines know that they must bi
   arguments meanwhile gains nothing. What cmld does itself it does with copies that it has taken once.
 - What was read of a caller (memory, ids, paths) counts only if its notification is valid afterwards.
 - Nothing waits in cmld: memory and paths of a container, which may lie on a file system of its own making, are read by
-  short-lived children; one that does not come back in 10 s is given up. A container has two calls under way, the
-  others wait in the kernel. Signals do not interrupt a call that cmld has begun (Linux 5.19).
+  short-lived children; one that does not come back in 10 s is given up. A container has two calls under way, and
+  in the long run a quarter of the time (a second may be saved up); the others wait in the kernel. Signals do not interrupt a call that cmld has begun (Linux 5.19).
 - The listeners are kept outside of cmld (init's store, systemd's). While cmld is down callers wait, and the next cmld
   answers them: those of the init and of what \`control run\` has started and left behind alike. Where nobody keeps
   them (a cmld started by hand), they end with cmld: the calls are ENOSYS until the container starts again.

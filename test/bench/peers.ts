@@ -69,9 +69,18 @@ const DEVICES = [
 /** Where ip(8) keeps the names of network namespaces. */
 const NETNS = "/run/netns";
 
+/** linux.resources of the OCI runtime specification. */
+export type Resources = Readonly<Record<string, unknown>>;
+
 /** Write a bundle whose rootfs is a copy of `rootfs`, running `args`. `netns`: in this network namespace, and with a
- * device program. */
-export function bundle(directory: string, rootfs: string, args: readonly string[], netns?: string): void {
+ * device program; with these limits, too. */
+export function bundle(
+  directory: string,
+  rootfs: string,
+  args: readonly string[],
+  netns?: string,
+  limits: Resources = {},
+): void {
   mkdirSync(directory, { recursive: true });
   cpSync(rootfs, join(directory, "rootfs"), { recursive: true, verbatimSymlinks: true });
   const arch = process.arch === "x64" ? "amd64" : process.arch;
@@ -114,7 +123,7 @@ export function bundle(directory: string, rootfs: string, args: readonly string[
         type,
         ...(netns !== undefined && type === "network" && { path: `${NETNS}/${netns}` }),
       })),
-      ...(netns !== undefined && { resources: { devices: DEVICES } }),
+      ...(netns !== undefined && { resources: { devices: DEVICES, ...limits } }),
       uidMappings: [IDS],
       gidMappings: [IDS],
       seccomp: ociProfile(arch),
@@ -140,15 +149,16 @@ export function runPeer(runtime: string, directory: string, id: string): number 
   return took;
 }
 
+/** What ip(8) does for a pair of links. */
+export const linkBatch = (netns: string): string[] => [
+  `netns add ${netns}`,
+  `link add b${netns} type veth peer name host0 netns ${netns}`,
+  `addr add 172.31.255.1/24 dev b${netns}`,
+  `link set b${netns} up`,
+];
+
 /** The same with a pair of links, made by one call of ip(8) in the timed span. The namespace goes away after it. */
 export function runPeerWithLink(runtime: string, directory: string, id: string, netns: string): number {
-  const link = `b${netns}`;
-  const batch = [
-    `netns add ${netns}`,
-    `link add ${link} type veth peer name host0 netns ${netns}`,
-    `addr add 172.31.255.1/24 dev ${link}`,
-    `link set ${link} up`,
-  ];
   const ip = (lines: readonly string[]): void => {
     const { exitCode, stderr } = Bun.spawnSync(["ip", "-batch", "-"], {
       stdin: Buffer.from(lines.map((l) => `${l}\n`).join("")),
@@ -158,7 +168,7 @@ export function runPeerWithLink(runtime: string, directory: string, id: string, 
     if (exitCode !== 0) throw new Error(`ip -batch: ${stderr.toString().trim()}`);
   };
   const began = Bun.nanoseconds();
-  ip(batch);
+  ip(linkBatch(netns));
   const made = (Bun.nanoseconds() - began) / 1e6;
   try {
     return made + runPeer(runtime, directory, id);

@@ -48,8 +48,8 @@ export class Machine implements AsyncDisposable {
     this.vm = Vm.boot({ memory: 768, disks: [disk] });
   }
 
-  /** Boot one with everything that the attacks need, up to core0. */
-  static async boot(guests: readonly Guest[]): Promise<Machine> {
+  /** Boot one with everything that the attacks need, up to core0. `add` puts more into what will be /data. */
+  static async boot(guests: readonly Guest[], add: (data: string) => void = () => {}): Promise<Machine> {
     const folder = mkdtempSync(join(tmpdir(), "escape-"));
     try {
       const from = join(folder, "guests");
@@ -69,6 +69,7 @@ export class Machine implements AsyncDisposable {
       writeFileSync(join(data, "cml/keys/secret"), SECRET);
       mkdirSync(join(data, "bait"));
       chmodSync(join(data, "bait"), 0o777);
+      add(data);
       const file = join(folder, "disk.img");
       disk(file, DISK_MIB, data);
       rmSync(data, { recursive: true });

@@ -3,18 +3,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import {
   copyFileSync,
-<<<<<<< HEAD
   cpSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
-=======
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -22,9 +11,9 @@ import { tmpdir } from "node:os";
   realpathSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from "node:fs";
->>>>>>> 376d0e7 (run/confined, sys/landlock: scd and fetch under Landlock; test/bench/noise: a neighbour whose noise starts again)
 import { join } from "node:path";
 import { DaemonToToken, HashAlgo, TokenToDaemon } from "../../proto/gen/proto.js";
 import { confined, fence } from "../../src/run/confined.ts";

@@ -98,6 +98,21 @@ test("nested: another user namespace mounts a proc, a sysfs, an overlay of its o
   expect(said.split("\n")).toEqual(["1", "sysfs", "x", "proc", "pivot"]);
 });
 
+test("nested: a user who is not root has a container on an overlay of its own, as rootless engines make one", async () => {
+  const { said } = await world.sh(`
+    mkdir -p -m 777 /run/free
+    cat > /run/inner << 'END'
+      mount -t tmpfs t /run/free && cd /run/free && mkdir -p l/bin l/proc l/old u w m
+      busybox cp /bin/busybox l/bin/busybox && busybox ln -s busybox l/bin/sh
+      mount -t overlay -o lowerdir=l,upperdir=u,workdir=w,userxattr o m && mount -t proc proc m/proc
+      busybox hostname inner && cd m && busybox pivot_root . old && exec /bin/sh -c '
+        cd /bin; busybox umount -l /old; echo $(busybox id -u) $$ $(busybox wc -l < /proc/mounts) $(busybox hostname)'
+END
+    mount -t tmpfs none /etc; echo user:x:1000:1000::/:/bin/sh > /etc/passwd
+    busybox su user -c 'busybox unshare -U -r -m -p -n -i -u -f sh /run/inner'`);
+  expect(said).toBe("0 1 2 inner"); // its overlay and its proc are all that is mounted there
+});
+
 // runc takes NOTIFY_SOCKET, which cmld gives to a container's init, for its own service manager's, and waits for its
 // container to say READY=1: docs/guests.md.
 for (const [name, engine] of [

@@ -42,7 +42,7 @@ export interface Calls {
   };
   run: {
     ask: { argv: string[]; stdin?: string; env?: Record<string, string> };
-    answer: { status: number | null; signal: string | null; stdout: string; stderr: string };
+    answer: { status: number | null; signal: string | null; stdout: string; stderr: string; ms: number };
   };
 }
 export type Request = { [K in keyof Calls]: { id: number; call: K } & Calls[K]["ask"] }[keyof Calls];
@@ -147,6 +147,7 @@ function run(
   env: Record<string, string>,
 ): Promise<Calls["run"]["answer"]> {
   return new Promise((resolve, reject) => {
+    const began = performance.now();
     const child = spawn(file!, args, { env: { PATH: "/usr/sbin:/usr/bin", LC_ALL: "C.UTF-8", ...env } });
     let [stdout, stderr] = ["", ""];
     child.stdout.on("data", (d) => {
@@ -156,7 +157,9 @@ function run(
       stderr += d;
     });
     child.on("error", reject);
-    child.on("close", (status, signal) => resolve({ status, signal, stdout, stderr }));
+    child.on("close", (status, signal) =>
+      resolve({ status, signal, stdout, stderr, ms: performance.now() - began }),
+    );
     child.stdin.end(stdin);
   });
 }

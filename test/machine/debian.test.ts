@@ -36,6 +36,15 @@ const DEEDS: readonly (readonly [script: string, says: string | RegExp])[] = [
   ["useradd -m user && su - user -c 'id -un'", "user"],
   ["systemd-run --quiet --wait true && echo ran", "ran"],
   ["unshare -Ur id -u", "0"],
+  // As rootless engines make their containers, by a user who is not root.
+  [
+    `cat > /tmp/inner << 'END'
+       mount -t tmpfs t /srv && cd /srv && mkdir l u w m && mount -t overlay -o lowerdir=l,upperdir=u,workdir=w,userxattr o m
+       touch m/x && hostname inner && echo $(ls u) $$ $(hostname)
+END
+     su user -c 'unshare -Urmpfniu --mount-proc sh /tmp/inner'`,
+    "x 1 inner",
+  ],
   ["hostnamectl --static && hostnamectl hostname new && hostname", "new"],
   ["journalctl -b --no-pager -n 1 -o cat | grep -c .", "1"],
   ["mount -t tmpfs x /mnt && touch /mnt/x && umount /mnt && echo mounted", "mounted"],

@@ -2,7 +2,8 @@
 // init and one for each command that was started in it and for what that leaves behind.
 //
 // It keeps to its turn: each listener wakes us for one call at a time, a container has at most IN_FLIGHT of them under
-// way, and the others wait in the kernel, so whoever makes one after the other slows itself alone. The channel that a
+// way, and the others wait in the kernel; in the long run they get a SHARE of the time. So whoever makes one after the
+// other slows itself alone. The channel that a
 // listener came through is kept outside of cmld, with the listener still in it: the next cmld finds it there, and
 // meanwhile the callers wait.
 import { SOCK_SEQPACKET } from "../../../sys/calls.ts";
@@ -30,6 +31,10 @@ export interface Supervision {
 
 /** Calls of one container under way: each may cost us a process or two, one that hangs among them. */
 const IN_FLIGHT = 2;
+/** Part of the time in which calls of one container may be under way, how much of it may be saved up, and what one call
+ * counts at most: one that hangs costs us nothing. */
+const SHARE = 0.25;
+const [SAVED_MS, CALL_MS] = [1000, 100];
 /** Time for a child that was killed to be gone, before the answer is given all the same. */
 const LEAVE_MS = 1000;
 /** Listeners of one container that the next cmld will find. */
@@ -102,6 +107,10 @@ export class Supervisor implements Disposable {
   readonly #underWay: UnderWay;
   #count = 0;
   #over = false;
+  #saved = SAVED_MS;
+  #counted = performance.now();
+  /** None is taken meanwhile. */
+  #pause: Timer | undefined;
 
   /** `file`: where calls under way are noted. */
   constructor(
@@ -188,7 +197,7 @@ export class Supervisor implements Disposable {
   /** Take no more calls than may be under way. */
   #pace(): void {
     for (const { watch } of this.#listeners)
-      if (this.#count < IN_FLIGHT) watch?.resume();
+      if (this.#count < IN_FLIGHT && !this.#pause) watch?.resume();
       else watch?.pause();
   }
 
@@ -197,13 +206,26 @@ export class Supervisor implements Disposable {
       if (events & EPOLLHUP) this.#close(l); // nobody has this filter any more
       return;
     }
-    if (this.#count >= IN_FLIGHT) return; // told before we asked for silence
+    if (this.#count >= IN_FLIGHT || this.#pause) return; // told before we asked for silence
     const bytes = receive(l.fd);
     if (!bytes) return;
     this.#count++;
     const place = this.#underWay.received(l.index ?? NONE, bytes);
     this.#pace();
     void this.#answer(l, bytes, place, false);
+  }
+
+  /** A call has taken so long: if nothing is saved up, the next one waits. */
+  #spent(ms: number): void {
+    const at = performance.now();
+    const earned = (at - this.#counted) * SHARE;
+    this.#saved = Math.min(this.#saved + earned, SAVED_MS) - Math.min(ms, CALL_MS);
+    this.#counted = at;
+    if (this.#saved >= 0 || this.#pause || this.#over) return;
+    this.#pause = setTimeout(() => {
+      this.#pause = undefined;
+      this.#pace();
+    }, -this.#saved / SHARE);
   }
 
   #answered(place: number): void {
@@ -215,6 +237,7 @@ export class Supervisor implements Disposable {
 
   /** Resolves when nothing of it is left: later than the answer, if a child hangs. */
   async #answer(l: Listener, bytes: Uint8Array, place: number, done: boolean): Promise<void> {
+    const began = performance.now();
     const notification = decode(bytes);
     const id = new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
     const valid = (): boolean => l.fd.open && isWaiting(l.fd, id);
@@ -233,6 +256,7 @@ export class Supervisor implements Disposable {
       const idle = call?.idle() ?? Promise.resolve();
       await within(idle, LEAVE_MS); // a child that is still there keeps a mount of the container busy
       if (l.fd.open) reply(l.fd, id, answer);
+      this.#spent(performance.now() - began);
       void idle.then(() => this.#answered(place));
     }
   }
@@ -261,6 +285,7 @@ export class Supervisor implements Disposable {
   /** The container has ended, or cmld ends: what waits, waits for the next one. */
   [Symbol.dispose](): void {
     this.#over = true;
+    clearTimeout(this.#pause);
     if (supervisors.get(this.uuid) === this) supervisors.delete(this.uuid);
     for (const l of this.#listeners) this.#close(l);
     this.#underWay[Symbol.dispose]();
