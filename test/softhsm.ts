@@ -10,7 +10,10 @@ export const SOFTHSM = [
 ].find(existsSync)!;
 
 /** The folder of the tokens, and what SOFTHSM2_CONF is to be; for a process that has not loaded the module yet. */
-export function softhsm(label: string, pin: string): { folder: string; config: string } & Disposable {
+export function softhsm(
+  label: string,
+  pin: string,
+): { folder: string; config: string; serial: string } & Disposable {
   const folder = mkdtempSync(join(tmpdir(), "softhsm-"));
   const config = join(folder, "softhsm2.conf");
   mkdirSync(join(folder, "tokens"));
@@ -19,7 +22,11 @@ export function softhsm(label: string, pin: string): { folder: string; config: s
     `directories.tokendir = ${folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n`,
   );
   addToken(config, label, pin);
-  return { folder, config, [Symbol.dispose]: () => rmSync(folder, { recursive: true }) };
+  const shown = Bun.spawnSync(["softhsm2-util", "--show-slots"], {
+    env: { ...process.env, SOFTHSM2_CONF: config },
+  });
+  const serial = /Serial number:\s+([0-9a-f]{16})/.exec(shown.stdout.toString())![1]!;
+  return { folder, config, serial, [Symbol.dispose]: () => rmSync(folder, { recursive: true }) };
 }
 
 export function addToken(config: string, label: string, pin: string): void {

@@ -341,6 +341,8 @@ export function checkDevice(m: proto.DeviceConfig): DeviceConfig {
   if (c.update_base_url !== "" && !/^[a-z]+:\/\/[^\s"'\\]*$/.test(c.update_base_url))
     refuse("update_base_url", `${quote(c.update_base_url)} is no URL`);
   within("audit_size", c.audit_size, 0, SIZE_MAX);
+  if (c.pkcs11_module !== "" && !/^\/(usr|lib|lib64)\/[\w./+-]{1,200}\.so[\w.]*$/.test(c.pkcs11_module))
+    refuse("pkcs11_module", `${quote(c.pkcs11_module)} is no library below /usr or /lib`);
   if (c.ntp_server !== "" && !/^[A-Za-z0-9.:-]{1,253}$/.test(c.ntp_server))
     refuse("ntp_server", `${quote(c.ntp_server)} is neither a host name nor an address`);
   return c;

@@ -45,7 +45,7 @@ import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
 import { hasToken, TokenRefused, Tokens } from "./tokens.ts";
 import { type Signature, Trust } from "./trust.ts";
-import type { Claimant } from "./usb.ts";
+import { type Claimant, isTokenOf, type UsbDevice } from "./usb.ts";
 
 const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
 const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;
@@ -606,6 +606,25 @@ export class Manager implements Daemon {
     const c = this.#managed(known);
     await this.#withToken(c, "container-change-pin", this.#tokens.changePin(c, pin, fresh));
     this.#m.log.info(`${shownName(c.config.name)}: its PIN was changed`);
+  }
+
+  /** A USB device was pulled out. Whose token it was runs no longer. */
+  unplugged(d: UsbDevice): void {
+    for (const c of this.#all.values()) {
+      if (!isTokenOf(c.config, d) || !isUp(c.state)) continue;
+      const freeze = c.config.freeze_without_token;
+      const why = `its token ${JSON.stringify(d.serial)} was pulled out`;
+      this.#m.log.warn(`${shownName(c.config.name)}: ${why}: ${freeze ? "frozen" : "stopped"}`);
+      this.#record("SSA", "token-removed", c);
+      this.#tell(c, c.state, why);
+      const done = freeze
+        ? c.freeze().catch((e) => {
+            this.#m.log.warn(chain(e));
+            return this.#stopOne(c);
+          })
+        : this.#stopOne(c);
+      done.catch((e) => this.#m.log.error(chain(e)));
+    }
   }
 
   start(known: Known, options: StartOptions): Promise<void> {

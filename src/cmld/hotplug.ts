@@ -72,6 +72,7 @@ class Hotplug {
   #followed = false;
   #containers: () => Iterable<Claimant> = () => [];
   #log: (line: string) => void = () => {};
+  #gone: (d: UsbDevice) => void = () => {};
   #end: DisposableStack | undefined;
   #turn: Promise<unknown> = Promise.resolve();
   /** Media are slow: they have a queue of their own. */
@@ -80,10 +81,16 @@ class Hotplug {
   /** Grows when events were lost: those that still wait say nothing new. */
   #generation = 0;
 
-  /** Listen from now on, and look at what is there already. `containers`: all that exist. */
-  begin(containers: () => Iterable<Claimant>, log: (line: string) => void): void {
+  /** Listen from now on, and look at what is there already. `containers`: all that exist. `gone` hears of every USB
+   * device that is unplugged while a container has a claim on one. */
+  begin(
+    containers: () => Iterable<Claimant>,
+    log: (line: string) => void,
+    gone: (d: UsbDevice) => void = () => {},
+  ): void {
     this.#containers = containers;
     this.#log = log;
+    this.#gone = gone;
     this.#end = new DisposableStack();
     const socket = this.#end.adopt(ueventSocket(), (fd) => fd.close());
     const look = (): void => {
@@ -313,6 +320,7 @@ class Hotplug {
   #unplug(usb: Usb): void {
     for (const number of [...usb.nodes.values()]) this.#release(usb, number);
     this.#usb.delete(usb.device.path);
+    this.#gone(usb.device);
     for (const uuid of usb.to) this.#members.get(uuid)?.start.log(`${shown(usb.device)} has gone`);
   }
 

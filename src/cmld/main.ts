@@ -248,6 +248,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const scd = new ScdClient({
     base: at.base,
     socket: join(dirname(at.socket), "cml-scd_control"),
+    ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
     log: (line) => log.info(line),
   });
   scd.begin();
@@ -271,6 +272,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
   hotplug.begin(
     () => manager.claimants(),
     (line) => log.warn(line),
+    (usb) => manager.unplugged(usb),
   );
 
   using listening = controlSocket(at.socket, device.hostedmode);

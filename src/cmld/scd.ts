@@ -1,6 +1,6 @@
 // Our side of scd: it is started when it is first needed, in a room of its own (src/run/confined.ts), and asked in the
 // words of proto/scd.proto. Its socket is ours and stays open: when scd ends, whoever waited is asked again by the next.
-import { mkdirSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
@@ -67,8 +67,13 @@ export interface Places {
   readonly base: string;
   /** …/cml-scd_control */
   readonly socket: string;
+  /** device.conf: pkcs11_module. */
+  readonly pkcs11?: string;
   log(line: string): void;
 }
+
+/** Where the daemon listens that smart cards are reached through (pcscd(8)). */
+const PCSCD = "/run/pcscd";
 
 export class ScdClient implements Scd, Disposable {
   readonly #at: Places;
@@ -159,7 +164,7 @@ export class ScdClient implements Scd, Disposable {
   }
 
   async #launch(): Promise<void> {
-    const { base, log } = this.#at;
+    const { base, log, pkcs11 } = this.#at;
     const soon = this.#last + PAUSE_MS - performance.now();
     if (soon > 0) await new Promise((resolve) => setTimeout(resolve, soon));
     this.#last = performance.now();
@@ -171,10 +176,10 @@ export class ScdClient implements Scd, Disposable {
     try {
       const child = await confined({
         id: ID,
-        argv: own("scd", base),
+        argv: own("scd", base, ...(pkcs11 === undefined ? [] : ["--pkcs11", pkcs11])),
         env: ENVIRONMENT,
         writable: [tokens!],
-        readable,
+        readable: existsSync(PCSCD) ? [...readable, PCSCD] : readable,
         listening: this.#listening,
         output: out.write.n,
         mortal: true,

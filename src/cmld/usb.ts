@@ -5,7 +5,7 @@
 // nor one whose rules allow all of USB. What else is named goes to the containers that name it and run; one that wants
 // it for itself has it alone. Pure; hotplug.ts puts it into practice.
 import { basename } from "node:path";
-import { ContainerUsbType } from "../../proto/gen/proto.js";
+import { ContainerTokenType, ContainerUsbType } from "../../proto/gen/proto.js";
 import type { Uevent } from "../sys/uevent.ts";
 import type { ContainerConfig } from "./config.ts";
 
@@ -39,6 +39,11 @@ const canonical = (id: string): string =>
 
 export const isMeant = (c: UsbConfig, d: UsbDevice): boolean =>
   canonical(c.id) === d.id && c.serial === d.serial && (c.port === "" || c.port === d.port);
+
+/** Is this the token that protects this container's key? */
+export const isTokenOf = (c: Pick<ContainerConfig, "token_type" | "usb_configs">, d: UsbDevice): boolean =>
+  c.token_type === ContainerTokenType.USB &&
+  c.usb_configs.some((u) => u.type === ContainerUsbType.TOKEN && isMeant(u, d));
 
 /** The serial number of the token that protects a container's key. */
 export const tokenSerial = (configs: readonly UsbConfig[]): string | undefined =>

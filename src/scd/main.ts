@@ -27,6 +27,7 @@ Keeps keys and judges signatures for cmld.
 
   BASE            data folder with tokens/, operatingsystems/ and containers/ (default: /data/cml)
   --socket PATH   where cmld asks (default: /run/socket/cml-scd_control)
+  --pkcs11 FILE   the module of tokens that are hardware (default: OpenSC's)
   --first-key     make the device's key and its first certificate, and end
   --make-token UUID
                   make a soft token with the first PIN, and end
@@ -52,6 +53,16 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
         sendPacket(connection, TokenToDaemon.encode({ code: TokenToDaemon.Code.CMD_UNKNOWN, error_text }));
         throw e;
       }
+      if (request.code === DaemonToToken.Code.REGISTER_EVENT_LISTENER) {
+        const { REGISTER_EVENT_LISTENER_OK: yes, REGISTER_EVENT_LISTENER_ERROR: no } = TokenToDaemon.Code;
+        const taken = listener !== undefined;
+        listener ??= connection;
+        sendPacket(
+          connection,
+          TokenToDaemon.encode(taken ? { code: no, error_text: "somebody else listens" } : { code: yes }),
+        );
+        return;
+      }
       const said = await answer(around, request, fd);
       bytes.fill(0); // PINs and keys among them
       if (said.error_text)
@@ -66,10 +77,25 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
     },
     (reason) => {
       if (reason !== undefined) log.warn(`a connection ends: ${chain(reason)}`);
+      if (listener === connection) listener = undefined;
       connection.close();
       over();
     },
   );
+}
+
+/** Who hears of what nobody asked for: one connection. */
+let listener: Fd | undefined;
+
+/** A token that was unlocked is not there any more. */
+function tellGone(token_uuid: string, log: Log): void {
+  log.warn(`${token_uuid}: its token is gone`);
+  if (!listener) return;
+  try {
+    sendPacket(listener, TokenToDaemon.encode({ code: TokenToDaemon.Code.TOKEN_SE_REMOVED, token_uuid }));
+  } catch (e) {
+    log.warn(`the listener for events: ${chain(e)}`);
+  }
 }
 
 /** Whoever starts us hands the socket over; alone, we make it. */
@@ -103,6 +129,7 @@ export async function main(args: string[]): Promise<number> {
     allowPositionals: true,
     options: {
       socket: { type: "string", default: "/run/socket/cml-scd_control" },
+      pkcs11: { type: "string" },
       "first-key": { type: "boolean" },
       "make-token": { type: "string" },
       help: { type: "boolean", short: "h" },
@@ -133,7 +160,8 @@ export async function main(args: string[]): Promise<number> {
   const log = new Journal({ name: "scd", console: 1, debug: false });
   const readable = [join(base, "operatingsystems"), join(base, "containers")];
   secureHeap();
-  const around: Surroundings = { tokens, readable, device, keys: new Tokens(tokens) };
+  const keys = new Tokens(tokens, values.pkcs11);
+  const around: Surroundings = { tokens, readable, device, keys, gone: (uuid) => tellGone(uuid, log) };
   let connections = 0;
   const listening = [...inherited(() => true).values()].flat()[0] ?? controlSocket(values.socket);
   accepting(listening, (connection) => {

@@ -13,6 +13,7 @@ import {
 } from "../../proto/gen/proto.js";
 import { TEXT_MAX } from "../lib/text.ts";
 import { BUNDLE_MAX } from "../pki/certificates.ts";
+import { TokenGone } from "../pki/pkcs11.ts";
 import { WrongPassword } from "../pki/pkcs12.ts";
 import { Refused, SIGNATURE_MAX, verify } from "../pki/verify.ts";
 import { Corrupt, WRAPPED_MAX } from "../pki/wrap.ts";
@@ -53,6 +54,8 @@ export interface Surroundings {
   readonly readable: readonly string[];
   readonly device: Device;
   readonly keys: Tokens;
+  /** A token was there, and is not any more. */
+  gone(uuid: string): void;
 }
 
 /** More than anybody types, and than a smart card takes. */
@@ -191,7 +194,14 @@ async function done(
     case Ask.UNWRAP_KEY:
     case Ask.TOKEN_ADD:
     case Ask.TOKEN_REMOVE:
-      return around.keys.inTurn(request.token_uuid, () => onToken(around.keys, request));
+      return around.keys.inTurn(request.token_uuid, async () => {
+        try {
+          return await onToken(around.keys, request);
+        } catch (e) {
+          if (e instanceof TokenGone) around.gone(request.token_uuid);
+          throw e;
+        }
+      });
     default:
       return { code: Say.CMD_UNKNOWN, error_text: `request ${request.code}: not known` };
   }
@@ -211,6 +221,7 @@ const pinOf = (bytes: Uint8Array | undefined, what: string): Secret =>
 function tokenOf(keys: Tokens, request: DaemonToToken): Token {
   const { token_type: type, token_uuid: uuid } = request;
   if (type === TokenType.SOFT) return keys.soft(uuid);
+  if (type === TokenType.USB) return keys.usb(uuid, request.usbtoken_serial ?? "");
   throw new Error(`token_type ${TokenType[type] ?? type}: there is no token of this type here`);
 }
 

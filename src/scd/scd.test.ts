@@ -22,6 +22,7 @@ import {
   TokenToDaemon,
   TokenType,
 } from "../../proto/gen/proto.js";
+import { SOFTHSM, softhsm } from "../../test/softhsm.ts";
 import { certify } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
@@ -36,6 +37,7 @@ const base = mkdtempSync(join(tmpdir(), "scd-"));
 const at = (...parts: string[]) => join(base, ...parts);
 const path = at("socket");
 let daemon: ReturnType<typeof Bun.spawn>;
+let hsm: ReturnType<typeof softhsm>;
 
 beforeAll(async () => {
   for (const folder of ["tokens", "operatingsystems", "containers"]) mkdirSync(at(folder));
@@ -44,7 +46,11 @@ beforeAll(async () => {
     copyFileSync(`test/data/signing/dmos-1.${extension}`, at(`operatingsystems/dmos-1.${extension}`));
   const made = Bun.spawn([process.execPath, "src/main.ts", "scd", "--first-key", base]);
   expect(await made.exited).toBe(0);
-  daemon = Bun.spawn([process.execPath, "src/main.ts", "scd", base, "--socket", path], { stdout: "pipe" });
+  hsm = softhsm("web", "648219");
+  daemon = Bun.spawn([process.execPath, "src/main.ts", "scd", base, "--socket", path, "--pkcs11", SOFTHSM], {
+    stdout: "pipe",
+    env: { ...process.env, SOFTHSM2_CONF: hsm.config },
+  });
   const reader = (daemon.stdout as ReadableStream<Uint8Array>).getReader();
   for (let said = ""; !said.includes("listening on"); ) {
     const { value, done } = await reader.read();
@@ -58,6 +64,7 @@ afterAll(async () => {
   daemon.kill();
   expect(await daemon.exited).toBe(0);
   rmSync(base, { recursive: true });
+  hsm[Symbol.dispose]();
 });
 
 function connect(): Fd {
@@ -346,6 +353,53 @@ test("a new token: made once, with the PIN that everybody knows; removed with al
     expect(existsSync(at(`tokens/${token_uuid}.${extension}`))).toBe(false);
   expect((await ask(opened)).code).toBe(Say.UNLOCK_FAILED);
 }, 120_000);
+
+test("a token that is hardware: provisioned, paired with this device, its key wrapped in the original's 104 bytes", async () => {
+  const token_uuid = "6f6b7def-2abe-407c-8cb9-fe4e92394f2b";
+  const usb = (code: DaemonToToken.Code, more: Partial<IDaemonToToken> = {}) =>
+    ask({
+      code,
+      token_uuid,
+      token_type: TokenType.USB,
+      usbtoken_serial: hsm.serial,
+      pairing_secret,
+      ...more,
+    });
+  const pins = (pin: string, fresh: string) => ({ token_pin: utf8(pin), token_newpin: utf8(fresh) });
+  const absent = await usb(Ask.TOKEN_ADD, { usbtoken_serial: "none" });
+  expect(absent).toMatchObject({
+    code: Say.TOKEN_ADD_FAILED,
+    error_text: "token none: there is no such token",
+  });
+  expect((await usb(Ask.TOKEN_ADD)).code).toBe(Say.TOKEN_ADD_SUCCESSFUL);
+  expect((await usb(Ask.PROVISION_PIN, pins("000000", "1234"))).code).toBe(Say.PROVISION_PIN_FAILED);
+  expect((await usb(Ask.PROVISION_PIN, pins("648219", "1234"))).code).toBe(Say.PROVISION_PIN_SUCCESSFUL);
+  expect((await usb(Ask.UNLOCK, { token_pin: utf8("648219") })).code).toBe(Say.PASSWD_WRONG);
+  // Another device has another pairing secret.
+  const elsewhere = await usb(Ask.UNLOCK, { token_pin: utf8("1234"), pairing_secret: Buffer.alloc(8, 1) });
+  expect(elsewhere.code).toBe(Say.PASSWD_WRONG);
+  expect((await usb(Ask.UNLOCK, { token_pin: utf8("1234") })).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  const unwrapped_key = Buffer.alloc(96, 5);
+  const { wrapped_key, wrapped_mac } = await usb(Ask.WRAP_KEY, { unwrapped_key });
+  expect(wrapped_key?.length).toBe(104);
+  expect(wrapped_mac).toBeUndefined();
+  const back = await usb(Ask.UNWRAP_KEY, { wrapped_key });
+  expect(Buffer.from(back.unwrapped_key!)).toEqual(unwrapped_key);
+  const changed = Buffer.from(wrapped_key!);
+  changed[20]! ^= 1;
+  const corrupt = await usb(Ask.UNWRAP_KEY, { wrapped_key: changed });
+  expect(corrupt).toMatchObject({ code: Say.UNWRAPPED_KEY, unwrapped_key: new Uint8Array() });
+  expect((await usb(Ask.LOCK)).code).toBe(Say.LOCK_SUCCESSFUL);
+  expect((await usb(Ask.UNWRAP_KEY, { wrapped_key })).error_text).toEndWith("the token is locked");
+  expect((await usb(Ask.CHANGE_PIN, pins("1234", "5678"))).code).toBe(Say.CHANGE_PIN_SUCCESSFUL);
+  expect((await usb(Ask.UNLOCK, { token_pin: utf8("5678") })).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  expect((await usb(Ask.UNWRAP_KEY, { wrapped_key })).unwrapped_key?.length).toBe(96);
+  expect((await usb(Ask.LOCK)).code).toBe(Say.LOCK_SUCCESSFUL);
+  for (let i = 0; i < 3; i++)
+    expect((await usb(Ask.UNLOCK, { token_pin: utf8("no") })).code).toBe(Say.PASSWD_WRONG);
+  expect((await usb(Ask.UNLOCK, { token_pin: utf8("5678") })).code).toBe(Say.LOCKED_TILL_REBOOT);
+  expect((await usb(Ask.TOKEN_REMOVE)).code).toBe(Say.TOKEN_REMOVE_SUCCESSFUL);
+}, 60_000);
 
 test("requests about tokens that make no sense are refused, and scd lives", async () => {
   for (const [request, code] of [

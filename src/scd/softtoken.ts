@@ -10,7 +10,7 @@ import { Corrupt, macOf, unwrap, wrap } from "../pki/wrap.ts";
 import { own } from "../run/self.ts";
 import { readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
 import { Secret } from "../sys/secret.ts";
-import type { Token, Wrapped } from "./tokens.ts";
+import { type Token, UNLOCKED_MS, type Wrapped } from "./tokens.ts";
 import { Tries } from "./tries.ts";
 
 const KEY = "rsa:4096";
@@ -18,8 +18,6 @@ const DAYS = 365;
 const FRIENDLY_NAME = "gyroidos test user";
 /** The PIN of a token that nobody has provisioned yet. */
 const TRANSPORT_PIN = "trustme";
-/** A token that was unlocked and is not locked again locks itself: whoever unlocked it has ended. */
-const UNLOCKED_MS = 60_000;
 
 const subject = (uuid: string): Name => [
   ["C", "DE"],
