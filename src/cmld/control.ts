@@ -9,6 +9,7 @@ import { FRAME_MAX } from "../lib/frame.ts";
 import { Ration } from "../lib/log.ts";
 import { C0, parseUuid } from "../lib/uuid.ts";
 import { chain } from "../sys/error.ts";
+import { overwriteReceived } from "../sys/received.ts";
 import { Secret } from "../sys/secret.ts";
 import type { Auditor } from "./audit.ts";
 import { shownName } from "./config.ts";
@@ -884,6 +885,8 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         peer.close();
         return;
       }
+      if (r.container_start_params?.key || r.device_pin || r.device_newpin)
+        overwriteReceived(message.length + 4);
       try {
         await handle(d, r, c);
       } catch (e) {

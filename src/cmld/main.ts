@@ -16,6 +16,7 @@ import { bindAt } from "../sys/listen.ts";
 import { mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
 import { readable } from "../sys/poll.ts";
+import { undumpable } from "../sys/process.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Auditor, limitOf } from "./audit.ts";
 import type { DeviceConfig } from "./config.ts";
@@ -207,6 +208,7 @@ export async function main(args: string[]): Promise<number> {
 async function run(at: Places, debug: boolean): Promise<number> {
   process.umask(0o022);
   ownLimits();
+  undumpable();
   const environment = { ...process.env };
   const above = supervisor(); // what it takes out of our environment, programs that we start do not get
   const device = await loadDevice(at.config);

@@ -58,6 +58,8 @@ const ENVIRONMENT = [
   "HOME=/tmp",
   "LC_ALL=C.UTF-8",
   "TZ=UTC",
+  // What libcrypto's C library frees is overwritten: a decoder of libcrypto frees a copy of a private key as it is.
+  "GLIBC_TUNABLES=glibc.malloc.perturb=85:glibc.malloc.tcache_count=0",
   ...RUNTIME,
 ];
 const ALGORITHMS = { sha1: HashAlgo.SHA1, sha256: HashAlgo.SHA256 } as const;

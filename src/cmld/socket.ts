@@ -11,7 +11,7 @@ import { SOL_SOCKET, write } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
 import { accepting } from "../sys/listen.ts";
-import { mem, Struct } from "../sys/mem.ts";
+import { lasting, mem, Struct } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
 
 export interface Limits {
@@ -166,7 +166,8 @@ class Connection implements Peer {
 
   data(bytes: Uint8Array): void {
     if (this.#closing || this.gone.aborted) return;
-    this.#chunks.push(bytes.slice());
+    this.#chunks.push(lasting(bytes));
+    bytes.fill(0); // perhaps a PIN: what is left of it is in the message, which its handler wipes
     if (this.#busy) this.#pause(true);
     else void this.#work();
   }
@@ -189,6 +190,7 @@ class Connection implements Peer {
           if (this.#closing || this.gone.aborted) return;
           if (++turn % TURN === 0) await new Promise<void>((next) => setImmediate(next));
         }
+        chunk.fill(0);
       }
       this.#account();
       if (this.#ended) this.#in.end();

@@ -4,6 +4,7 @@ import { isUtf8 } from "node:buffer";
 import { constants } from "node:os";
 import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
+import { undumpable } from "../sys/process.ts";
 import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty.ts";
 import { Secret } from "../sys/secret.ts";
 import { isTerminal, out, say } from "./print.ts";
@@ -105,6 +106,7 @@ export class Input implements AsyncDisposable {
 
   /** Ask for a secret. The question goes to standard output, as the original's; to the terminal if that is elsewhere. */
   async secret(question: string): Promise<Secret> {
+    undumpable();
     const elsewhere = this.quiet || ((await isTerminal(0)) && !(await isTerminal(1)));
     using _silent = Changed.toSilent(); // before the question: an answer may come at once
     if (elsewhere) await Bun.write(Bun.stderr, question);

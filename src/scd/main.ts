@@ -15,6 +15,7 @@ import type { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { accepting, bindAt } from "../sys/listen.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
+import { undumpable } from "../sys/process.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Device } from "./device.ts";
 import { answer, type Surroundings } from "./requests.ts";
@@ -158,6 +159,7 @@ export async function main(args: string[]): Promise<number> {
   }
   const above = supervisor();
   const log = new Journal({ name: "scd", console: 1, debug: false });
+  undumpable();
   const readable = [join(base, "operatingsystems"), join(base, "containers")];
   secureHeap();
   const keys = new Tokens(tokens, values.pkcs11);

@@ -36,3 +36,8 @@ export const SIGHUP = 1; // asm-generic/signal.h
 export const SIGINT = 2;
 export const SIGKILL = 9;
 export const SIGTERM = 15;
+
+const PR_SET_DUMPABLE = 4; // linux/prctl.h
+
+/** No core file of this process, and nobody of its own user may look into it: it holds secrets. */
+export const undumpable = (): void => void now({ call: "prctl", args: [PR_SET_DUMPABLE, 0] });

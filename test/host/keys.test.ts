@@ -1,0 +1,162 @@
+// Where secrets are while a container with a token starts, runs and stops, and when its PIN is changed: the writable memory of
+// cmld and scd and every file are searched for its key, its PINs and the token's private key. docs/keys.md says the same in words.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { ContainerState } from "../../proto/gen/proto.js";
+import { openPkcs12 } from "../../src/pki/pkcs12.ts";
+import { unwrap } from "../../src/pki/wrap.ts";
+import { Secret } from "../../src/sys/secret.ts";
+import { found } from "../memory.ts";
+import { type Client, Cmld, Command } from "./daemon.ts";
+
+const UUID = "f815386c-25b6-4a09-9ee4-4b65b977f167";
+const PINS = ["newpin1", "kq7-Zw2.unmistakable", "Vt9_another-one!"] as const;
+const at = { container_uuids: [UUID] };
+
+let cmld: Cmld;
+let c: Client;
+let base: string;
+const needles = new Map<string, Uint8Array>();
+
+/** RSA-4096's numbers, as libcrypto holds them (words, the lowest first) and as files have them. */
+function privateNumbers(): [string, Uint8Array][] {
+  const args = [
+    "openssl",
+    "pkcs12",
+    "-in",
+    `test/data/tokens/${UUID}.p12`,
+    "-passin",
+    `pass:${PINS[0]}`,
+    "-nodes",
+    "-nocerts",
+  ];
+  const pem = Bun.spawnSync(args).stdout;
+  const text = Bun.spawnSync(["openssl", "pkey", "-noout", "-text"], { stdin: pem }).stdout.toString();
+  return ["privateExponent", "prime1", "prime2", "exponent1", "exponent2", "coefficient"].flatMap((name) => {
+    const digits = new RegExp(`${name}:\\n((?: +[0-9a-f:]+\\n)+)`).exec(text)![1]!.replace(/[^0-9a-f]/g, "");
+    const big = Buffer.from(digits, "hex").subarray(-64);
+    return [
+      [`${name}, as in files`, big],
+      [`${name}, as libcrypto has it`, Buffer.from(big).reverse()],
+    ] as [string, Uint8Array][];
+  });
+}
+
+beforeAll(async () => {
+  for (const [name, bytes] of privateNumbers()) needles.set(name, bytes);
+  using pin = Secret.take(Buffer.from(PINS[0]));
+  const { key: token } = openPkcs12("token", readFileSync(`test/data/tokens/${UUID}.p12`), pin);
+  using _ = token;
+  using key = unwrap(token, readFileSync(`test/data/tokens/${UUID}.key`));
+  key.lend((bytes) => {
+    for (const [name, from, to] of [
+      ["key", 0, 32],
+      ["key, second quarter", 32, 64],
+      ["key, HMAC", 64, 96],
+    ] as const) {
+      needles.set(name, Buffer.from(bytes.subarray(from, to)));
+      needles.set(`${name}, hexadecimal`, Buffer.from(Buffer.from(bytes.subarray(from, to)).toString("hex")));
+    }
+  });
+  for (const text of PINS) {
+    needles.set(`PIN ${text}`, Buffer.from(text));
+    needles.set(`PIN ${text}, UTF-16`, Buffer.from(text, "utf16le"));
+    needles.set(`PIN ${text}, BMPString`, Buffer.from(text, "utf16le").swap16());
+  }
+  cmld = await Cmld.begin(undefined, {
+    async prepare(folder) {
+      base = folder;
+      for (const name of ["containers", `containers/${UUID}`, "keys", "tokens"])
+        mkdirSync(join(base, name), { recursive: true });
+      writeFileSync(
+        join(base, `containers/${UUID}.conf`),
+        'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
+      );
+      writeFileSync(join(base, "containers", UUID, "token_is_paired"), "");
+      copyFileSync(`test/data/tokens/${UUID}.p12`, join(base, `tokens/${UUID}.p12`));
+      copyFileSync(`test/data/tokens/${UUID}.key`, join(base, `keys/${UUID}.key`));
+    },
+  });
+  c = await cmld.client();
+}, 60_000);
+
+afterAll(async () => {
+  c[Symbol.dispose]();
+  await cmld[Symbol.asyncDispose]();
+});
+
+/** cmld, and scd, which is its child. */
+function family(): [name: string, pid: number][] {
+  const children = readFileSync(`/proc/${cmld.pid}/task/${cmld.pid}/children`, "utf8")
+    .split(" ")
+    .filter(Boolean);
+  const scd = children.find((pid) =>
+    readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0").includes("scd"),
+  );
+  return [
+    ["cmld", cmld.pid],
+    ["scd", Number(scd)],
+  ];
+}
+
+const inMemory = (): string[] =>
+  family().flatMap(([name, pid]) => found(pid, needles).map((place) => `${name}: ${place}`));
+
+function inFiles(): string[] {
+  const places: string[] = [];
+  for (const entry of readdirSync(cmld.folder, { recursive: true, withFileTypes: true })) {
+    if (!entry.isFile()) continue;
+    const path = join(entry.parentPath, entry.name);
+    const bytes = readFileSync(path);
+    for (const [name, needle] of needles) if (bytes.includes(needle)) places.push(`${path}: ${name}`);
+  }
+  return places;
+}
+
+const key = (pin: string) => ({ ...at, container_start_params: { key: Buffer.from(pin) } });
+
+test("the search finds what is there", () => {
+  const here = Buffer.from(needles.get("key")!);
+  expect(found(process.pid, new Map([["x", here]])).length).toBeGreaterThan(0);
+});
+
+test("while it runs its key is in one place, for a reboot; after the stop nothing is anywhere", async () => {
+  expect(await c.say(Command.CONTAINER_START, key(PINS[0]))).toBe("CONTAINER_START_OK");
+  const running = inMemory();
+  expect(inFiles()).toEqual([]);
+  expect(await c.say(Command.CONTAINER_STOP, key(PINS[0]))).toBe("CONTAINER_STOP_OK");
+  using events = await cmld.client();
+  await events.say(Command.EVENTS, at);
+  const state = async () => (await c.ask(Command.GET_CONTAINER_STATUS, at)).container_status[0]!.state;
+  while ((await state()) !== ContainerState.STOPPED) await events.next();
+  expect(inFiles()).toEqual([]);
+  expect(inMemory()).toEqual([]);
+  expect(running.map((line) => line.replace(/ at .*/, "")).sort()).toEqual([
+    "cmld: key",
+    "cmld: key, HMAC",
+    "cmld: key, second quarter",
+  ]);
+}, 60_000);
+
+test("after a change of the PIN neither is anywhere", async () => {
+  for (let i = 0; i < 2; i++)
+    expect(
+      await c.say(Command.CONTAINER_CHANGE_TOKEN_PIN, {
+        ...at,
+        device_pin: Buffer.from(PINS[i]!),
+        device_newpin: Buffer.from(PINS[i + 1]!),
+      }),
+    ).toBe("CONTAINER_CHANGE_PIN_SUCCESSFUL");
+  expect(await c.say(Command.CONTAINER_START, key("wrong"))).toStartWith("CONTAINER_START_PASSWD_WRONG");
+  expect(inMemory()).toEqual([]);
+  expect(inFiles()).toEqual([]);
+}, 60_000);
+
+test("neither leaves a core file, and scd's own user cannot look into it", () => {
+  for (const [name, pid] of family()) {
+    const limits = readFileSync(`/proc/${pid}/limits`, "utf8");
+    expect(`${name}: ${/Max core file size +(\d+)/.exec(limits)?.[1]}`).toBe(`${name}: 0`);
+    expect(statSync(`/proc/${pid}/environ`).uid).toBe(0); // proc(5): of what is not dumpable
+  }
+});
