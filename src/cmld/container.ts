@@ -55,7 +55,7 @@ export interface ContainerLife {
   readonly pid: number | undefined;
   /** How its init ended last time. */
   readonly exit: Ended | undefined;
-  /** Resolves once execve has succeeded; then BOOTING or RUNNING. The key is taken over. */
+  /** Resolves once execve has succeeded; then BOOTING or RUNNING, or SETUP. The key is taken over. */
   start(options: StartOptions): Promise<void>;
   /** Resolves once stopping has begun; a start that is under way is ended. */
   stop(): Promise<void>;
@@ -183,7 +183,8 @@ export class Container implements ContainerLife {
 
   /** Its start has not come to the point where there is an init to speak of. */
   get #unborn(): boolean {
-    return this.#state === "STARTING" || (this.#state === "BOOTING" && !this.#live);
+    if (this.#state === "STARTING") return true;
+    return (this.#state === "BOOTING" || this.#state === "SETUP") && !this.#live;
   }
 
   get #frozen(): boolean {
@@ -276,7 +277,6 @@ export class Container implements ContainerLife {
   async start({ setup, key }: StartOptions): Promise<void> {
     const name = this.#name;
     try {
-      if (setup) throw new Error(`${name}: setup mode is not available yet`);
       if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
       this.#to("STARTING");
     } catch (e) {
@@ -370,7 +370,7 @@ export class Container implements ContainerLife {
       now(signal(gate.n));
       await atGate(gate, execed);
       for (const m of modules) await hook(m, "ready", () => m.ready?.(s, process));
-      this.#to("BOOTING");
+      this.#to(s.setup ? "SETUP" : "BOOTING");
       now(signal(gate.n));
       await execed;
       return { start: s, ledger, process, startTime: started, since, ours: true, kept };
@@ -450,7 +450,7 @@ export class Container implements ContainerLife {
     const pidfd = openProcess(running.pid, running.startTime);
     if (!pidfd) return false;
     const kept: string[] = [];
-    const s = this.#begin(false, ledger, os, kept);
+    const s = this.#begin(running.state === "SETUP", ledger, os, kept);
     const live: Live = {
       start: s,
       ledger,

@@ -2,10 +2,20 @@
 // reply of spec/core.md 2.3 that a soft token can cause. (Their volumes are encrypted in test/machine, where there is a
 // device-mapper; here they have none.)
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
-import { type Client, Cmld, Command } from "./daemon.ts";
+import { type Client, Cmld, Code, Command } from "./daemon.ts";
 
 /** Its PIN is newpin1, its key was wrapped by the original; nobody has changed the PIN of the other. */
 const PAIRED = "f815386c-25b6-4a09-9ee4-4b65b977f167";
@@ -15,6 +25,13 @@ let cmld: Cmld;
 let base: string;
 let c: Client;
 const at = (...parts: string[]) => join(base, ...parts);
+const linkOf = (path: string): string => {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return ""; // closed meanwhile
+  }
+};
 const golden = (name: string) => readFileSync(`test/data/tokens/${name}`);
 
 beforeAll(async () => {
@@ -118,6 +135,49 @@ test("a fresh token: nothing before its PIN was changed, and then a key of its o
   expect(await stop(FRESH, "")).toBe("CONTAINER_STOP_OK");
   await stopped(FRESH);
 }, 60_000);
+
+test("setup mode: a root of its own, the container's tree below /setup, no descriptor of ours", async () => {
+  const params = { container_start_params: { key: utf8("newpin1"), setup: true } };
+  expect(await c.say(Command.CONTAINER_START, { container_uuids: [PAIRED], ...params })).toBe(
+    "CONTAINER_START_OK",
+  );
+  expect(await stateOf(PAIRED)).toBe(ContainerState.SETUP);
+  const run = async (...command: string[]): Promise<string> => {
+    using session = await cmld.client();
+    session.send(Command.CONTAINER_EXEC_CMD, {
+      container_uuids: [PAIRED],
+      exec_command: "/setup/bin/busybox",
+      exec_args: ["/setup/bin/busybox", ...command],
+      exec_pty: false,
+    });
+    let output = "";
+    for (;;) {
+      const a = await session.next();
+      if (a.code === Code.EXEC_END) return `${output}${a.error_text ?? ""}`;
+      output += Buffer.from(a.exec_output!).toString();
+    }
+  };
+  expect(await run("cat", "/setup/etc/inittab")).toContain("respawn");
+  expect(await run("awk", '$2 == "/" { print $3 }', "/proc/mounts")).toBe("tmpfs\n");
+  expect(await run("ls", "/etc")).toContain("No such file");
+  const ours = new Set(readdirSync(`/proc/${cmld.pid}/fd`).map((n) => linkOf(`/proc/${cmld.pid}/fd/${n}`)));
+  const theirs = [...(await run("ls", "-l", "/proc/1/fd")).matchAll(/ (\d+) -> (.*)$/gm)];
+  expect(theirs.length).toBeGreaterThan(2);
+  for (const [, n, what] of theirs) {
+    if (Number(n) <= 2) continue; // its console
+    expect(what).not.toContain(cmld.folder);
+    if (!what!.startsWith("anon_inode")) expect(ours.has(what!)).toBe(false);
+  }
+  expect(await c.say(Command.CONTAINER_FREEZE, on(PAIRED))).toBe("CMD_OK");
+  expect(await c.say(Command.CONTAINER_UNFREEZE, on(PAIRED))).toBe("CMD_OK");
+  expect(await stateOf(PAIRED)).toBe(ContainerState.SETUP);
+  expect(await stop(PAIRED, "newpin1")).toBe("CONTAINER_STOP_OK");
+  await stopped(PAIRED);
+  expect(await start(PAIRED, "newpin1")).toBe("CONTAINER_START_OK"); // the next one is an ordinary one
+  expect(await stateOf(PAIRED)).not.toBe(ContainerState.SETUP);
+  expect(await stop(PAIRED, "newpin1")).toBe("CONTAINER_STOP_OK");
+  await stopped(PAIRED);
+}, 120_000);
 
 test("a wrapped key that somebody exchanged makes a ZOMBIE, and a wipe is the way out", async () => {
   const wrapped = golden(`${PAIRED}.key`);

@@ -86,7 +86,30 @@ const isImage = (m: Mount): boolean => m.mount_type === T.SHARED || m.mount_type
 const isBind = (m: Mount): boolean => m.mount_type === T.BIND_FILE || m.mount_type === T.BIND_FILE_RW;
 const isRoot = (m: Mount): boolean => /^\/*$/.test(m.mount_point);
 const wanted = (s: Start): Mount[] =>
-  s.guestos.mounts.filter((m) => m.mount_type !== T.FLASH && m.mount_type !== T.STORE_ONLY);
+  (s.setup ? setupMounts(s) : s.guestos.mounts).filter(
+    (m) => m.mount_type !== T.FLASH && m.mount_type !== T.STORE_ONLY,
+  );
+
+/** Where a container in setup mode has its own tree. */
+const SETUP = "/setup";
+
+/** In setup mode the root is the GuestOS' tree for it, or a small one in memory; what is mounted else is below it. */
+function setupMounts({ guestos }: Start): Mount[] {
+  const memory = {
+    image_file: "setup",
+    mount_point: "/",
+    mount_type: T.EMPTY,
+    fs_type: "tmpfs",
+    mount_data: "size=16m",
+  };
+  const own = guestos.mounts_setup;
+  const first = own.length > 0 ? own : [GuestOSMount.create(memory) as Mount];
+  const below = guestos.mounts.map((m): Mount => {
+    const value = `${SETUP}/${m.mount_point.replace(/^\/+/, "")}`.replace(/\/+$/, "");
+    return Object.create(m, { mount_point: { value } });
+  });
+  return [...first, ...below];
+}
 
 type Sized = Pick<Start["config"], "image_sizes">;
 const named = (c: Sized, m: Mount) => c.image_sizes.find((i) => i.image_name === m.image_file);
