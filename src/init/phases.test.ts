@@ -21,8 +21,8 @@ test("the ground is prepared in this order", () => {
   mkdirat(-100, "/run/cml", 457)
   mkdirat(-100, "/run/socket", 493)
 limits
-  prlimit64(0, 4, <16 bytes>, 0)
-  prlimit64(0, 7, <16 bytes>, 0)
+  prlimit64(0, 4, {0, 0}, 0)
+  prlimit64(0, 7, {65536, 65536}, 0)
 ctrl-alt-del
   reboot(4276215469, 672274793, 0, 0)
 host name

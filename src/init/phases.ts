@@ -13,6 +13,9 @@ import {
   mount,
   O_WRONLY,
   openat,
+  prlimit,
+  RLIMIT_CORE,
+  RLIMIT_NOFILE,
   SOCK_DGRAM,
   sethostname,
   socket,
@@ -35,15 +38,9 @@ export interface Phase {
 }
 
 const LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-const [RLIMIT_CORE, RLIMIT_NOFILE] = [4, 7]; // asm-generic/resource.h
 /** Descriptors: containers, their sockets and the store's. */
 const NOFILE = 65_536;
 const [MAGIC1, MAGIC2, CAD_OFF] = [0xfee1dead, 672274793, 0]; // linux/reboot.h
-
-const limit = (which: number, value: number): Op => ({
-  call: "prlimit64",
-  args: [0, which, new Struct(16).u64(value).u64(value).bytes, null],
-});
 
 /** Settings below /proc/sys. One that this kernel does not have is said and skipped. */
 const SETTINGS: readonly (readonly [name: string, value: string])[] = [
@@ -113,7 +110,7 @@ export const ground = (say: (line: string) => void): readonly Phase[] => [
       mkdir("/run/socket", 0o755),
     ],
   },
-  { name: "limits", vital: false, ops: [limit(RLIMIT_CORE, 0), limit(RLIMIT_NOFILE, NOFILE)] },
+  { name: "limits", vital: false, ops: [prlimit(RLIMIT_CORE, 0, 0), prlimit(RLIMIT_NOFILE, NOFILE, NOFILE)] },
   // Ctrl-Alt-Del becomes SIGINT for PID 1 instead of an instant reset.
   {
     name: "ctrl-alt-del",

@@ -10,7 +10,6 @@ import * as sys from "../sys/calls.ts";
 import { EINVAL, ENOSYS, EPERM, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { CHANGE, type Fence, landlock, landlockAbi, READ, RUN, USE } from "../sys/landlock.ts";
-import { Struct } from "../sys/mem.ts";
 import { loadFilter } from "../sys/notify.ts";
 import { attempt, now } from "../sys/now.ts";
 import { NR } from "../sys/numbers.ts";
@@ -172,7 +171,7 @@ export function fence(
 const [NULL, FILE] = [new Reg(2), new Reg(3)];
 const CAPABILITIES = 64; // more than any kernel has; the rest is EINVAL
 const PR = { pdeathsig: 1, dropBound: 24, noNewPrivileges: 38 } as const; // linux/prctl.h
-const [RLIMIT_CORE, FIRST_LISTENING] = [4, 3];
+const FIRST_LISTENING = 3;
 
 /** Start it. The folders must be there. */
 export async function confined(c: Confinement): Promise<Child> {
@@ -226,10 +225,7 @@ export async function confined(c: Confinement): Promise<Child> {
     sys.dup3(NULL, 0),
     // A log opens it again, so as not to wait for its reader.
     ...[1, 2].map((fd): Op => ({ call: "fchown", args: [fd, c.id, c.id] })),
-    {
-      call: "prlimit64",
-      args: [0, RLIMIT_CORE, { data: new Struct(16).u64(0).u64(0).bytes, text: "{0, 0}" }, null],
-    },
+    sys.prlimit(sys.RLIMIT_CORE, 0, 0),
     ...Array.from({ length: CAPABILITIES }, (_, n) => ({ ...sys.prctl(PR.dropBound, n), allow: EINVAL })),
     sys.setgroups(),
     sys.setresgid(c.id),

@@ -387,3 +387,10 @@ export const sendfile = (to: At, from: At, bytes: number): Op => ({
   args: [to, from, null, bytes],
 });
 export const signal = (fd: At): Op => ({ call: "write", args: [fd, mem(1), 1], want: 1 });
+
+export const [RLIMIT_CORE, RLIMIT_NOFILE] = [4, 7]; // asm-generic/resource.h
+/** Limits of the calling process. */
+export const prlimit = (resource: number, soft: number | bigint, hard: number | bigint): Op => ({
+  call: "prlimit64",
+  args: [0, resource, { data: new Struct(16).u64(soft).u64(hard).bytes, text: `{${soft}, ${hard}}` }, null],
+});

@@ -2,20 +2,15 @@
 // descriptors (programs that use select(2) break above 1024), its limit on core files. core0 keeps some of the
 // protection: it is the way in, and its end is the machine's.
 import { writeFileSync } from "node:fs";
+import { prlimit, RLIMIT_CORE, RLIMIT_NOFILE } from "../../sys/calls.ts";
 import { EACCES, isErrno } from "../../sys/error.ts";
-import { mem, Struct } from "../../sys/mem.ts";
+import { mem } from "../../sys/mem.ts";
 import { now } from "../../sys/now.ts";
 import type { Op } from "../../sys/op.ts";
 import type { Module } from "../module.ts";
 
-const [RLIMIT_CORE, RLIMIT_NOFILE] = [4, 7]; // asm-generic/resource.h
 /** As the kernel gives them to the first process (linux/fs.h, INR_OPEN_CUR); the hard one as systemd gives it. */
 const [FILES_SOFT, FILES_HARD] = [1024, 524_288];
-
-const prlimit = (resource: number, soft: number | bigint, hard: number | bigint): Op => ({
-  call: "prlimit64",
-  args: [0, resource, { data: new Struct(16).u64(soft).u64(hard).bytes, text: `{${soft}, ${hard}}` }, null],
-});
 
 function limitsOf(resource: number): { soft: bigint; hard: bigint } {
   const into = mem(16);
