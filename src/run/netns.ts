@@ -65,7 +65,7 @@ export function sysctlIn(netns: Fd, name: string, value: string): void {
 }
 
 /** Messages for one socket, and the errnos that are no failure of theirs. At most 64 at once. */
-export interface Errand {
+export interface Exchange {
   readonly on: Netlink;
   readonly messages: readonly Message[];
   readonly tolerate?: readonly number[];
@@ -73,13 +73,13 @@ export interface Errand {
   readonly atomic?: boolean;
 }
 
-/** Netlink.do() by a child, errand after errand, whatever became of the one before; what each was answered. For what makes the kernel wait: deleting a
- * link takes 10 to 20 ms, and whoever changes a link waits for everybody else on the machine who does. The sockets
- * must be nobody else's meanwhile: they would read the answer. */
-export async function aside(...errands: readonly Errand[]): Promise<Reply[][]> {
-  const prepared = errands.map((e) => (e.messages.length > 0 ? e.on.prepare(e.messages, e) : undefined));
+/** Netlink.do() by a child, one after the other, whatever became of the one before; what each was answered. For what
+ * makes the kernel wait: deleting a link takes 10 to 20 ms, and whoever changes a link waits for everybody else on the
+ * machine who does. The sockets must be nobody else's meanwhile: they would read the answer. */
+export async function aside(...exchanges: readonly Exchange[]): Promise<Reply[][]> {
+  const prepared = exchanges.map((e) => (e.messages.length > 0 ? e.on.prepare(e.messages, e) : undefined));
   const sends = prepared.flatMap((p) => (p ? [p.send] : []));
-  if (sends.length === 0) return errands.map(() => []);
+  if (sends.length === 0) return exchanges.map(() => []);
   const child = launch([...sends, exit(0)]);
   using pidfd = child.pidfd;
   const failure = child.started().catch((e: unknown) => e);
