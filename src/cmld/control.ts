@@ -75,6 +75,8 @@ export interface Daemon {
   unseal(c: Known, pin: Secret): Promise<Secret>;
   checkPin(c: Known, pin: Secret): Promise<void>;
   changePin(c: Known, pin: Secret, fresh: Secret): Promise<void>;
+  /** A PIN that somebody types at the keypad which its configuration names. */
+  typedPin(c: Known, gone: AbortSignal): Promise<Secret>;
   explain(c: Known): Promise<string[]>;
   exec(c: Known, request: ExecRequest, client: ExecClient): Session;
   /** As `ip link` prints them, and as data. */
@@ -377,12 +379,12 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     provisioned: true,
     logged: true,
     failure: response(Response.CONTAINER_STOP_FAILED_NOT_RUNNING),
-    async run(d, r) {
+    async run(d, r, client) {
       const c = one(d, r);
       notC0(c, "stopped");
       if (c.state === "ZOMBIE")
         throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${nameOf(c)} is ZOMBIE: wipe it first`);
-      using pin = pinOf(r, c, STOP);
+      using pin = await pinOf(d, r, c, client, STOP);
       if (pin) await asked(d.checkPin(c, pin), STOP);
       await c.stop();
       return response(Response.CONTAINER_STOP_OK);
@@ -559,10 +561,24 @@ const hasVolume = (c: Known): boolean =>
     (m) => m.mount_type === OVERLAY_RW || (m.mount_type === EMPTY && !m.fs_type.startsWith("tmpfs")),
   );
 
-/** The PIN that a request comes with; undefined where none is needed. What it lies in is wiped. */
-function pinOf(r: Request, c: Known, words: Words): Secret | undefined {
+/** The PIN that a request comes with, or that is typed for it; undefined where none is needed. What it lies in is wiped. */
+async function pinOf(
+  d: Daemon,
+  r: Request,
+  c: Known,
+  client: Client,
+  words: Words,
+): Promise<Secret | undefined> {
   const given = r.container_start_params;
   const pin = given?.key && Secret.take(given.key);
+  if (hasToken(c) && c.config.usb_pin_entry) {
+    pin?.[Symbol.dispose]();
+    try {
+      return await d.typedPin(c, client.peer.gone);
+    } catch (e) {
+      throw new Refused(Response.CONTAINER_USB_PIN_ENTRY_FAIL, `${nameOf(c)}: ${chain(e)}`);
+    }
+  }
   if (hasToken(c) && pin) return pin;
   pin?.[Symbol.dispose](); // a container without a token: the original's client sends one all the same
   if (hasToken(c) && (given || hasVolume(c)))
@@ -572,7 +588,7 @@ function pinOf(r: Request, c: Known, words: Words): Secret | undefined {
 
 const UP = new Set(["RUNNING", "BOOTING", "SETUP", "REBOOTING", "STARTING"]);
 
-async function start(d: Daemon, r: Request): Promise<Answer> {
+async function start(d: Daemon, r: Request, client: Client): Promise<Answer> {
   const c = orUndefined(d, r);
   if (!c) {
     try {
@@ -593,7 +609,7 @@ async function start(d: Daemon, r: Request): Promise<Answer> {
   }
   if (c.state === "ZOMBIE")
     throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${name} is ZOMBIE: wipe it first`);
-  using pin = pinOf(r, c, START);
+  using pin = await pinOf(d, r, c, client, START);
   const key = pin && (await asked(d.unseal(c, pin), START));
   await d.start(c, { setup: r.container_start_params?.setup ?? false, key });
   return response(Response.CONTAINER_START_OK);

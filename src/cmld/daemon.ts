@@ -39,6 +39,7 @@ import * as devices from "./modules/devices.ts";
 import { Supervisor } from "./modules/seccomp/supervisor.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { volumeFile, volumeSize } from "./modules/volumes.ts";
+import { typedPin } from "./pinpad.ts";
 import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
@@ -606,6 +607,12 @@ export class Manager implements Daemon {
     const c = this.#managed(known);
     await this.#withToken(c, "container-change-pin", this.#tokens.changePin(c, pin, fresh));
     this.#m.log.info(`${shownName(c.config.name)}: its PIN was changed`);
+  }
+
+  typedPin(known: Known, gone: AbortSignal): Promise<Secret> {
+    const c = this.#managed(known);
+    this.#m.log.info(`${shownName(c.config.name)}: waiting for a PIN at its keypad`);
+    return typedPin(shownName(c.config.name), c.config.usb_configs, gone);
   }
 
   /** A USB device was pulled out. Whose token it was runs no longer. */
