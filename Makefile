@@ -90,7 +90,7 @@ INITRAMFS := initramfs/build.ts initramfs/manifest.ts initramfs/modules.ts initr
 $(OUT)/initramfs.cpio: $(OUT)/cml $(OUT)/x86_64/stage0 $(OUT)/kernel/vmlinuz $(INITRAMFS)
 	$(BUN) initramfs/build.ts
 
-$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/daemons.json
+$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/volumes.ts test/machine/daemons.json
 	$(BUN) initramfs/build.ts --test
 
 .PHONY: image
@@ -173,6 +173,7 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 	$(BUN) test/bench/boot.ts
 	$(BUN) test/bench/machine.ts
 	$(BUN) test/bench/noisy.ts
+	$(BUN) test/bench/crypt.ts
 	$(BUN) test/bench/limits.ts
 
 .PHONY: soak soak-leak soak-crash soak-hotplug soak-power soak-fuzz

@@ -67,15 +67,11 @@ if (process.argv.includes("--test")) {
   const extra = `${OUT}/test/extra`;
   rmSync(extra, { recursive: true, force: true });
   mkdirSync(`${extra}/test`, { recursive: true });
-  run([
-    process.execPath,
-    "build",
-    "--target=bun",
-    "test/machine/agent.ts",
-    "--outfile",
-    `${extra}/test/agent.js`,
-  ]);
+  const programs = ["test/machine/agent.ts", "test/machine/volumes.ts"];
+  const where = ["--outdir", `${extra}/test`, "--public-path", "/test/"];
+  run([process.execPath, "build", "--target=bun", ...programs, ...where]);
   copyFileSync("test/machine/daemons.json", `${extra}/test/daemons.json`);
+  copyFileSync("/usr/sbin/dmsetup", `${extra}/test/dmsetup`); // its libraries are libcryptsetup's
   const testImage = `${OUT}/test/runtime.squashfs`;
   copyFileSync(image, testImage);
   run(["mksquashfs", extra, testImage, ...SQUASHFS.filter((o) => o !== "-reproducible")]);

@@ -3,7 +3,7 @@
 import { readFileSync, realpathSync } from "node:fs";
 import type { Entry } from "./cpio.ts";
 import { closure } from "./libraries.ts";
-import { CORE, canonical, DISK, DRIVERS, FIRST, GUESTS, type Module, select } from "./modules.ts";
+import { CORE, canonical, DISK, DRIVERS, FIRST, GUESTS, type Module, ON_NEED, select } from "./modules.ts";
 
 export interface Inputs {
   readonly cml: string;
@@ -75,7 +75,7 @@ function realpathOf(name: string, triplet: string): string {
 }
 
 export const machineModules = (from: Inputs): Module[] =>
-  select(from.modules, [...FIRST, ...CORE, ...GUESTS, ...DRIVERS]);
+  select(from.modules, [...FIRST, ...CORE, ...GUESTS, ...ON_NEED, ...DRIVERS]);
 
 /** modules.core and modules.guests: what init loads without being asked, by name; first: what stage0's child loads while
  * init starts, by path, dependencies before what needs them. */

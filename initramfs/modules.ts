@@ -18,10 +18,15 @@ export const CORE = [
   ["nft_reject_inet", "nft_fib_inet", "nft_fwd_netdev", "sch_fq_codel"],
 ].flat();
 
-/** Then, beside it, what other guests may use: volumes, links, their firewalls; and the power button. */
+/** Loaded by cmld when a volume or a verified image is first opened (src/run/kmod.ts). */
+export const ON_NEED = [
+  ["dm-mod", "dm-bufio", "dm-crypt", "dm-verity", "dm-integrity", "xts", "ecb", "cbc", "essiv", "authenc"],
+  ["aesni-intel", "sha256-ssse3"].filter(() => process.arch === "x64"),
+].flat();
+
+/** Then, beside it, what other guests may use: links, their firewalls; and the power button. */
 export const GUESTS = [
   ["button", "evdev", "fuse"],
-  ["dm-mod", "dm-bufio", "dm-crypt", "dm-verity", "dm-integrity", "xts", "ecb", "cbc", "essiv", "authenc"],
   ["af_alg", "algif_skcipher", "algif_hash", "nls_ascii", "nls_cp437", "vfat", "exfat"],
   ["bridge", "br_netfilter", "tun", "macvlan", "dummy"],
   [

@@ -33,7 +33,7 @@ test("the configurations' pages have every field, explained, and an example that
 
 test("fields that do nothing yet say so", () => {
   expect(plain(all["container.conf.5"]!)).not.toMatch(/^(userns|fifos): .*no effect/m);
-  expect(plain(all["device.conf.5"]!)).toMatch(/^volume_discard: .*no effect yet/m);
+  expect(plain(all["device.conf.5"]!)).toMatch(/^host_addr: .*no effect yet/m);
 });
 
 test("a line begins with a point only if it is a macro", () => {

@@ -22,6 +22,10 @@ export const counts = {
   auditEvents: choose(1_000, 10_000),
   auditKills: choose(1, 10),
   auditPowerCuts: choose(1, 5),
+  /** Written sectors of a sealed volume that somebody changes. */
+  tampered: choose(100, 1_000),
   /** Disks rebuilt from one log of writes. */
   powerCutPoints: choose(20, 200),
+  /** The machine itself loses its power while a volume is made. */
+  realPowerCuts: choose(1, 4),
 } as const;

@@ -17,6 +17,7 @@ import { ended, readable } from "../sys/poll.ts";
 import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
 import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts";
+import { isCorrupted } from "./crypt.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
 import { childGroupOf, groupOf, shortOfMemory } from "./modules/cgroups.ts";
@@ -316,7 +317,7 @@ export class Container implements ContainerLife {
         for (const entry of kept) around.forget(entry);
         await ledger?.release().catch((e) => around.log(`${name}: ${chain(e)}`));
         key?.[Symbol.dispose]();
-        this.#to("STOPPED");
+        this.#to(isCorrupted(cause) ? "ZOMBIE" : "STOPPED");
       }
       throw new Error(`start ${name}${this.#halted ? ": it was stopped meanwhile" : ""}`, { cause });
     }

@@ -77,6 +77,12 @@ export interface Daemon {
   changePin(c: Known, pin: Secret, fresh: Secret): Promise<void>;
   /** A PIN that somebody types at the keypad which its configuration names. */
   typedPin(c: Known, gone: AbortSignal): Promise<Secret>;
+  /** A new recovery key of its volumes. `pin` where a token protects them; so for save(). */
+  recoveryKey(c: Known, pin: Secret | undefined): Promise<Secret>;
+  /** A backup, piece by piece. */
+  save(c: Known, pin: Secret | undefined, to: (piece: Uint8Array) => Promise<void>): Promise<void>;
+  /** A container from a backup; the recovery key is taken over. */
+  restore(recovery: Secret): Promise<Restoring>;
   explain(c: Known): Promise<string[]>;
   exec(c: Known, request: ExecRequest, client: ExecClient): Session;
   /** As `ip link` prints them, and as data. */
@@ -111,6 +117,14 @@ export interface Daemon {
   warn(line: string): void;
 }
 
+/** A backup that is coming in. */
+export interface Restoring {
+  push(piece: Uint8Array): Promise<void>;
+  /** The container that was made of it. */
+  done(): Promise<Known>;
+  abort(): Promise<void>;
+}
+
 /** One connection. */
 interface Client {
   readonly peer: Peer;
@@ -121,6 +135,7 @@ interface Client {
   /** What guests ask for is recorded as long as it does not fill the trail. */
   recordable(): boolean;
   exec: { readonly uuid: string; readonly session: Session; room: () => void } | undefined;
+  restoring: { readonly into: Restoring; failed: unknown } | undefined;
 }
 
 interface Row {
@@ -498,9 +513,34 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
       return OK;
     },
   },
-  [Command.EXPORT]: missing("exporting containers"),
-  [Command.IMPORT]: missing("importing containers"),
-  [Command.RECOVERY_KEY]: missing("encryption of volumes"),
+  [Command.EXPORT]: {
+    logged: true,
+    failure: FAILED,
+    async run(d, r, client) {
+      const c = one(d, r);
+      using pin = await pinOf(d, r, c, client, START);
+      await asked(
+        d.save(c, pin, async (export_data) => {
+          if (client.peer.gone.aborted) throw new Error("the client is gone");
+          await client.send({ code: Code.EXPORT_DATA, export_data });
+        }),
+        START,
+      );
+      return OK;
+    },
+  },
+  [Command.IMPORT]: { logged: true, failure: FAILED, run: restore },
+  [Command.RECOVERY_KEY]: {
+    logged: true,
+    failure: FAILED,
+    async run(d, r, client) {
+      const c = one(d, r);
+      using pin = await pinOf(d, r, c, client, START);
+      using recovery = await asked(d.recoveryKey(c, pin), START);
+      await recovery.lend((export_data) => client.send({ code: Code.EXPORT_DATA, export_data }));
+      return undefined;
+    },
+  },
 };
 
 // --- the longer ones --------------------------------------------------------------
@@ -613,6 +653,35 @@ async function start(d: Daemon, r: Request, client: Client): Promise<Answer> {
   const key = pin && (await asked(d.unseal(c, pin), START));
   await d.start(c, { setup: r.container_start_params?.setup ?? false, key });
   return response(Response.CONTAINER_START_OK);
+}
+
+/** IMPORT messages, until an empty one; what comes after a failure is thrown away. */
+async function restore(d: Daemon, r: Request, c: Client): Promise<Answer | undefined> {
+  const last = r.import_data === undefined || r.import_data.length === 0;
+  try {
+    if (!c.restoring) {
+      const recovery = Secret.take(need(r.container_start_params?.key, "the recovery key"));
+      c.restoring = { into: await d.restore(recovery), failed: undefined };
+      const abandoned = c.restoring;
+      c.peer.gone.addEventListener("abort", () => void abandoned.into.abort(), { once: true });
+    }
+    const { restoring } = c;
+    if (restoring.failed === undefined && !last) await restoring.into.push(r.import_data!);
+    if (!last) return undefined;
+    if (restoring.failed !== undefined) throw restoring.failed;
+    const made = await restoring.into.done();
+    c.restoring = undefined;
+    return { ...OK, container_uuids: [made.uuid] };
+  } catch (e) {
+    const { restoring } = c;
+    await restoring?.into.abort();
+    if (last || !restoring) {
+      c.restoring = undefined;
+      throw e;
+    }
+    restoring.failed ??= e;
+    return undefined;
+  }
 }
 
 async function lastLog(d: Daemon, r: Request, c: Client): Promise<Answer> {
@@ -872,6 +941,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         ...log,
         recordable,
         exec: undefined,
+        restoring: undefined,
         send: (answer) => {
           let message = encode(answer);
           if (message.length > FRAME_MAX)

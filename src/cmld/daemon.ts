@@ -3,14 +3,15 @@
 //
 // Starting, removing and wiping of one container happen one after the other; requests for different containers do not
 // wait for each other.
-import { readdir, rm } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { C0 } from "../lib/uuid.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
-import { destroy, writeAtomic } from "../sys/file.ts";
+import { destroy, removeSynced, writeAtomic } from "../sys/file.ts";
 import type { Log } from "../sys/journal.ts";
 import { now } from "../sys/now.ts";
 import { SIGINT } from "../sys/process.ts";
@@ -21,7 +22,8 @@ import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
 import { type BoundGuestOs, Container, type StartOptions, type Surroundings } from "./container.ts";
 import { Containers, type Draft, type Stored, type Taken, uidStart } from "./containers.ts";
-import type { Daemon, Known, LogPiece, LogSource, StateEvent } from "./control.ts";
+import type { Daemon, Known, LogPiece, LogSource, Restoring, StateEvent } from "./control.ts";
+import { isVolumeFile, KEY_BYTES, modeOf, STACKED } from "./crypt.ts";
 import { loadDeviceId } from "./device.ts";
 import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices.ts";
 import { timeOffset, type Web } from "./download.ts";
@@ -30,6 +32,7 @@ import { type GuestOs, GuestOses, type Installation, type Progress } from "./gue
 import { hotplug } from "./hotplug.ts";
 import { forgetImages } from "./images.ts";
 import { modulesLoaded } from "./kernel.ts";
+import { forgetKey } from "./keys.ts";
 import { Ledger, type Running } from "./ledger.ts";
 import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
 import type { Host, Module } from "./module.ts";
@@ -38,14 +41,15 @@ import { childGroupOf, refuseAbsent } from "./modules/cgroups.ts";
 import * as devices from "./modules/devices.ts";
 import { Supervisor } from "./modules/seccomp/supervisor.ts";
 import { ID_RANGE } from "./modules/users.ts";
-import { volumeFile, volumeSize } from "./modules/volumes.ts";
+import { imageName, volumeFile, volumeSize } from "./modules/volumes.ts";
 import { typedPin } from "./pinpad.ts";
+import { keyWithoutToken, makeRecoveryKey, restoration, save, settle } from "./saving.ts";
 import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
 import { hasToken, TokenRefused, Tokens } from "./tokens.ts";
-import { type Signature, Trust } from "./trust.ts";
+import { type Signature, signatureOf, Trust } from "./trust.ts";
 import { type Claimant, isTokenOf, type UsbDevice } from "./usb.ts";
 
 const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
@@ -441,9 +445,17 @@ export class Manager implements Daemon {
       created: c.created,
       guestos: guestos?.name ?? "none",
       trust_level,
-      cryptfs_mode: CryptfsMode.NOT_IMPLEMENTED,
+      cryptfs_mode: CryptfsMode[this.#sealing(c)],
     });
     return c.told;
+  }
+
+  /** How its own volumes are kept, or will be. */
+  #sealing(c: Managed): keyof typeof CryptfsMode {
+    const { hosted } = this.#m.host;
+    return hosted && !existsSync(join(c.imageDir, STACKED))
+      ? "NOT_IMPLEMENTED"
+      : modeOf(c.imageDir, KEY_BYTES);
   }
 
   configuration(c: Known): proto.IContainerConfig {
@@ -459,9 +471,11 @@ export class Manager implements Daemon {
     draft.message.guestos_version = os.config.version;
     let need = 0;
     const has = new Set(imageDir ? await readdir(imageDir).catch(() => []) : []);
+    const hasVolume = (c: ContainerConfig, m: (typeof os.config.mounts)[number]) =>
+      has.has(volumeFile(c, m)) || has.has(`${imageName(c, m)}.img`);
     for (const m of os.config.mounts) {
       if (m.mount_type !== OVERLAY_RW && m.mount_type !== EMPTY) continue;
-      if (m.fs_type.startsWith("tmpfs") || has.has(volumeFile(draft.config, m))) continue;
+      if (m.fs_type.startsWith("tmpfs") || hasVolume(draft.config, m)) continue;
       need += volumeSize(draft.config, m) * 2 ** 20;
     }
     const { disk_system: total, disk_system_free: free } = await this.deviceStats();
@@ -518,6 +532,7 @@ export class Manager implements Daemon {
     return this.#turn(known.uuid, async () => {
       const c = this.#managed(known);
       await c.kill();
+      await forgetKey(join(this.#m.host.base, "keys"), c.uuid);
       await this.#tokens.destroy(c);
       await this.#store.remove(c.uuid);
       await removeLog(this.#m.host.logs, consoleLog(c));
@@ -534,9 +549,9 @@ export class Manager implements Daemon {
       const c = this.#managed(known);
       if (c.isC0 && isUp(c.state)) throw new Error("core0 runs: without its volumes the machine would end");
       await c.kill();
+      await forgetKey(join(this.#m.host.base, "keys"), c.uuid);
       await this.#tokens.destroy(c); // first: a wipe that is interrupted has wiped what matters
-      for (const file of await readdir(c.imageDir))
-        if (/\.img(\.new)?$/.test(file)) await rm(join(c.imageDir, file));
+      await removeSynced(c.imageDir, (await readdir(c.imageDir)).filter(isVolumeFile));
       this.#newToken(c);
       if (c.state === "ZOMBIE") c.mark("STOPPED");
       this.#record("SSA", "container-wipe", c);
@@ -613,6 +628,81 @@ export class Manager implements Daemon {
     const c = this.#managed(known);
     this.#m.log.info(`${shownName(c.config.name)}: waiting for a PIN at its keypad`);
     return typedPin(shownName(c.config.name), c.config.usb_configs, gone);
+  }
+
+  /** The key of its volumes: for its token's PIN, or cmld's own. */
+  async #keyOf(c: Managed, pin: Secret | undefined): Promise<Secret> {
+    if (pin) return this.unseal(c, pin);
+    if (hasToken(c)) throw new Error(`${shownName(c.config.name)}: its token needs a PIN`);
+    return keyWithoutToken(this.#m.host.base, c, (line) =>
+      this.#m.log.warn(`${shownName(c.config.name)}: ${line}`),
+    );
+  }
+
+  async recoveryKey(known: Known, pin: Secret | undefined): Promise<Secret> {
+    const c = this.#managed(known);
+    using key = await this.#keyOf(c, pin);
+    const recovery = await makeRecoveryKey(this.#m.host.base, c, key);
+    this.#record("SSA", "container-recovery-key", c);
+    return recovery;
+  }
+
+  save(known: Known, pin: Secret | undefined, to: (piece: Uint8Array) => Promise<void>): Promise<void> {
+    return this.#turn(known.uuid, async () => {
+      const c = this.#managed(known);
+      if (c.state !== "STOPPED") throw new Error(`${shownName(c.config.name)} is ${c.state}: stop it first`);
+      using key = await this.#keyOf(c, pin);
+      const folder = join(this.#m.host.base, "containers");
+      const signed = this.#m.device.signed_configs ? await signatureOf(folder, c.uuid) : undefined;
+      const about = {
+        config: await readFile(join(folder, `${c.uuid}.conf`), "utf8"),
+        ...(signed && {
+          signature: Buffer.from(signed.signature).toString("base64"),
+          certificate: Buffer.from(signed.certificate).toString("base64"),
+        }),
+      };
+      for await (const piece of save(this.#m.host.base, c, about, key)) await to(piece);
+      this.#record("SSA", "container-export", c);
+    });
+  }
+
+  #restoring = false;
+
+  async restore(recovery: Secret): Promise<Restoring> {
+    if (this.#restoring) {
+      recovery[Symbol.dispose]();
+      throw new Error("another backup is being restored");
+    }
+    this.#restoring = true;
+    const { base } = this.#m.host;
+    const again = recovery.copy(); // its words open the restored container's next backup as well
+    const coming = await restoration(base, recovery);
+    const end = async () => {
+      if (!this.#restoring) return;
+      this.#restoring = false;
+      again[Symbol.dispose]();
+      await coming[Symbol.asyncDispose]();
+    };
+    return {
+      push: (piece) => coming.push(piece),
+      done: async () => {
+        const { about, key: opened } = await coming.done();
+        using key = opened;
+        const signature = about.signature && Buffer.from(about.signature, "base64");
+        const certificate = about.certificate && Buffer.from(about.certificate, "base64");
+        const signed = signature && certificate ? { signature, certificate } : undefined;
+        const c = this.#managed(await this.create(Buffer.from(about.config), signed));
+        await settle(base, c, key, again);
+        this.#record("SSA", "container-import", c);
+        await end();
+        return c;
+      },
+      abort: async () => {
+        if (!this.#restoring) return;
+        await coming.abort();
+        await end();
+      },
+    };
   }
 
   /** A USB device was pulled out. Whose token it was runs no longer. */

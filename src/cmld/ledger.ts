@@ -16,6 +16,7 @@ import {
   writeSync,
 } from "node:fs";
 import { basename, join } from "node:path";
+import { deactivate } from "../run/mapper.ts";
 import { remove as removeGroup } from "../sys/cgroup.ts";
 import { chain, ENOENT, isErrno } from "../sys/error.ts";
 import { ended } from "../sys/poll.ts";
@@ -25,7 +26,7 @@ import type { DevicesResource } from "./modules/devices.ts";
 import { type NetworkResource, networkReleases } from "./router.ts";
 
 /** Grows when an entry changes its meaning: an older cmld refuses a newer ledger with a sentence. */
-export const LEDGER_VERSION = 2;
+export const LEDGER_VERSION = 3;
 
 /** How a thing outside our own descriptors is found again. Releasing what is not there is no error. */
 export type Resource =
@@ -33,6 +34,7 @@ export type Resource =
   | NetworkResource
   | { readonly kind: "process"; readonly pid: number; readonly startTime: number }
   | { readonly kind: "file"; readonly path: string }
+  | { readonly kind: "mapper"; readonly name: string }
   | DevicesResource
   | FifoResource;
 
@@ -85,6 +87,7 @@ const releases: { [K in Resource["kind"]]: (r: Extract<Resource, { kind: K }>) =
     pidfd.close();
   },
   file: (r) => rmSync(r.path, { force: true }),
+  mapper: (r) => deactivate(r.name),
   fifo: removeSource,
   devices(r) {
     for (const path of [r.file, `${r.file}.new`]) rmSync(path, { force: true });

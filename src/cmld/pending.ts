@@ -15,7 +15,6 @@ const CONTAINER: readonly Row<ContainerConfig>[] = [
 const DEVICE: readonly Row<DeviceConfig>[] = [
   ["host_addr", (d) => d.host_addr !== "", "network cards are core0's, and so are their addresses"],
   ["host_gateway", (d) => d.host_gateway !== "", "network cards are core0's, and so are their routes"],
-  ["volume_discard", (d) => d.volume_discard, "encrypted volumes are not available yet"],
 ];
 
 const asked = <C>(rows: readonly Row<C>[], c: C): string[] =>

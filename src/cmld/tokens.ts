@@ -15,6 +15,7 @@ import {
 } from "../../proto/gen/proto.js";
 import { chain } from "../sys/error.ts";
 import { destroy, readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
+import { SEALED_MAX, unseal } from "../sys/sealed.ts";
 import { Secret } from "../sys/secret.ts";
 import type { ContainerConfig } from "./config.ts";
 import type { Scd } from "./scd.ts";
@@ -244,13 +245,16 @@ export class Tokens {
   }
 
   async #fresh(c: Protected): Promise<Secret> {
+    // A restored container's key, until its token has it.
+    const waiting = join(this.#keys, `${c.uuid}.sealed`);
+    const given = await readBounded(waiting, SEALED_MAX);
     const sealed = volumesOf(c.imageDir);
-    if (sealed.length > 0)
+    if (sealed.length > 0 && !given)
       throw new TokenRefused(
         "internal",
         `the key of ${sealed[0]} is gone: there is no ${join(this.#keys, `${c.uuid}.key`)}; wipe it to begin anew`,
       );
-    const key = Secret.random(KEY_BYTES);
+    const key = given ? unseal(given, c.uuid) : Secret.random(KEY_BYTES);
     try {
       const answer = await key.lend((unwrapped_key) =>
         this.#ask(c, Say.WRAPPED_KEY, { code: Ask.WRAP_KEY, unwrapped_key }),
@@ -259,6 +263,7 @@ export class Tokens {
         throw new TokenRefused("internal", answer.error_text || "the token has not wrapped the key");
       if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
       await this.#write(`${c.uuid}.key`, answer.wrapped_key);
+      if (given) await destroy(waiting);
       return key;
     } catch (e) {
       key[Symbol.dispose]();

@@ -398,6 +398,35 @@ async function changePin(call: Call): Promise<number> {
   return call.show(m, (c) => saying("password changed")(m, c, container));
 }
 
+/** A request about a container that may need its password, on a connection that goes on. */
+async function opened(
+  call: Call,
+  command: ControllerToDaemon.Command,
+  go: (connection: Connection, container: Container) => Promise<number>,
+): Promise<number> {
+  using connection = await call.connect();
+  using secrets = new DisposableStack();
+  const [container] = await find(connection, [call.given.word("container")]);
+  const container_start_params = await withKey(call, connection, container!.uuid, lent(secrets));
+  await connection.send({ command, container_uuids: [container!.uuid], container_start_params });
+  return await go(connection, container!);
+}
+
+const recoveryKey = (call: Call): Promise<number> =>
+  opened(call, Command.RECOVERY_KEY, async (connection, container) =>
+    (await import("./saving.ts")).recoveryKey(call, connection, container),
+  );
+
+const save = (call: Call): Promise<number> =>
+  opened(call, Command.EXPORT, async (connection) =>
+    (await import("./saving.ts")).save(call, connection, call.given.word("file")),
+  );
+
+async function restore(call: Call): Promise<number> {
+  using connection = await call.connect();
+  return await (await import("./saving.ts")).restore(call, connection, call.given.word("file"));
+}
+
 async function pushGuestos(call: Call): Promise<number> {
   const fields = {
     guestos_config_file: bytesOf(call, "config"),
@@ -606,6 +635,19 @@ export const COMMANDS: readonly Row[] = [
     about(Command.CONTAINER_WIPE, saying("wiped")),
     lenient,
   ),
+  row("recovery_key", [CONTAINER], "make a recovery key for the volumes of a container", recoveryKey, {
+    options: [KEY],
+    details:
+      "Printed once, as words, and kept nowhere: whoever has them can restore a backup of the container. One that was made before opens nothing any more, except the backups made with it.",
+  }),
+  row("export", [CONTAINER, file("file", "where to")], "write a backup of a container to a file", save, {
+    options: [KEY],
+    details:
+      "Configuration and volumes, encrypted: it can be restored on any device that has the GuestOS, with the container's recovery key. The container must be stopped.",
+  }),
+  row("import", [file("file", "a backup")], "restore a container from a backup", restore, {
+    details: "Asks for the recovery key. The container is a new one, with a uuid of its own.",
+  }),
   row(
     "freeze",
     [CONTAINER],

@@ -3,6 +3,7 @@
 // (run/mapper.ts) when it may wait for a disk. Bytes of a request, not a string, carry a key: whoever made them wipes them.
 //
 // The device's node is ours to make, by the number the kernel gives: there is no udev.
+import { readFileSync } from "node:fs";
 import { AT_FDCWD, type At, ioctl, mknodat, O_RDWR, openat } from "./calls.ts";
 import { EEXIST, ENOENT, ENXIO, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
@@ -10,8 +11,7 @@ import { mem } from "./mem.ts";
 import { attempt, now } from "./now.ts";
 import type { Op } from "./op.ts";
 
-/** Fixed: MISC_MAJOR and MAPPER_CTRL_MINOR of linux/major.h, linux/miscdevice.h. */
-const CONTROL_DEVICE = (10 << 8) | 236;
+const MISC_MAJOR = 10; // linux/major.h
 export const CONTROL = "/dev/mapper/control";
 
 const COMMANDS = {
@@ -256,15 +256,16 @@ export function kinds(r: Request): string[] {
   return all;
 }
 
-/** The control node, made if nobody has; ENOENT or ENODEV without the module. */
+/** The control node, made if nobody has; ENOENT where the kernel has no device-mapper. */
 export function control(): Fd {
   const open = openat(AT_FDCWD, CONTROL, O_RDWR);
   const n = attempt(open);
   if (n >= 0) return new Fd(n);
-  if (n !== -ENOENT) throw new SysError(-n, CONTROL);
+  const minor = /^\s*(\d+) device-mapper$/m.exec(readFileSync("/proc/misc", "utf8"))?.[1];
+  if (n !== -ENOENT || minor === undefined) throw new SysError(-n, CONTROL);
   now({ call: "mkdirat", args: [AT_FDCWD, "/dev/mapper", 0o755], allow: EEXIST });
   const S_IFCHR = 0o020000;
-  now({ ...mknodat(AT_FDCWD, CONTROL, S_IFCHR | 0o600, CONTROL_DEVICE), allow: EEXIST });
+  now({ ...mknodat(AT_FDCWD, CONTROL, S_IFCHR | 0o600, (MISC_MAJOR << 8) | Number(minor)), allow: EEXIST });
   return new Fd(now(open));
 }
 

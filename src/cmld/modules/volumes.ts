@@ -16,14 +16,18 @@ import { dirname, join } from "node:path";
 import cserviceBytes from "../../../out/cservice" with { type: "file" };
 import { ContainerTokenType, GuestOSMount } from "../../../proto/gen/proto.js";
 import { command, must } from "../../run/command.ts";
+import { mountBeside } from "../../run/mounting.ts";
 import * as sys from "../../sys/calls.ts";
-import { EAGAIN, EEXIST, EINVAL, isErrno, SysError } from "../../sys/error.ts";
+import { EAGAIN, EEXIST, EINVAL, EIO, isErrno, SysError } from "../../sys/error.ts";
 import { Fd } from "../../sys/fd.ts";
 import { attachLoop } from "../../sys/loop.ts";
 import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
+import type { Secret } from "../../sys/secret.ts";
+import { available, Corrupted, growMounted, openVolume } from "../crypt.ts";
 import { sharedImage, shiftedImage, writableImage } from "../images.ts";
+import { heldKey } from "../keys.ts";
 import { lockFlags } from "../locked.ts";
 import { type Module, Slot, type Start } from "../module.ts";
 import { spare, tmpfsTakesUserXattrs } from "../overlay.ts";
@@ -118,9 +122,10 @@ const named = (c: Sized, m: Mount) => c.image_sizes.find((i) => i.image_name ===
 export const volumeSize = (c: Sized, m: Mount): number =>
   Math.max(named(c, m)?.image_size || m.def_size, IMAGE_MIN);
 
-/** The file that holds it, in the container's folder; plain until volumes are encrypted. */
-export const volumeFile = (c: Sized, m: Mount): string =>
-  `${named(c, m)?.image_file || m.image_file}.plain.img`;
+/** The name of its images in the container's folder. */
+export const imageName = (c: Sized, m: Mount): string => named(c, m)?.image_file || m.image_file;
+/** The file that holds a volume in clear. */
+export const volumeFile = (c: Sized, m: Mount): string => `${imageName(c, m)}.plain.img`;
 
 /** Open an image file for this container alone. The lock is the open file's, so the loop device holds it for as long
  * as it lives, whoever has attached it: two file systems on one file would destroy each other. */
@@ -133,19 +138,74 @@ function alone(path: string, readOnly: boolean): Fd {
   throw result === -EAGAIN ? new Error(`${path} is in use`) : new SysError(-result, `flock ${path}`);
 }
 
-/** What a token protects is never kept in clear. */
-function refuseSealed(s: Start, m: Mount): void {
-  if (s.config.token_type !== ContainerTokenType.NONE)
-    throw new Error(
-      `${m.image_file}: token_type ${ContainerTokenType[s.config.token_type]} asks for an encrypted volume, which is not available here`,
-    );
+/** The key of a start's own volumes, for as long as prepare() lasts; undefined where they are plain. */
+const keys = new Slot<{ key: Secret | undefined; held: boolean }>();
+
+/** What a token protects is never kept in clear; elsewhere it is only on a host without a device-mapper. */
+async function keyOf(s: Start): Promise<Secret | undefined> {
+  const known = keys.get(s);
+  if (known) return known.key;
+  const token = s.isC0 ? ContainerTokenType.NONE : s.config.token_type;
+  let key = s.key;
+  if (!key) {
+    if (token !== ContainerTokenType.NONE)
+      throw new Error(`token_type ${ContainerTokenType[token]}: its volumes open with their token only`);
+    if (!s.host.hosted || (await available()))
+      key = await heldKey({ ...s, folder: join(s.host.base, "keys"), images: s.imageDir });
+    else s.host.warnOnce("this kernel has no device-mapper: volumes are not encrypted");
+  }
+  keys.set(s, { key, held: key !== s.key });
+  return key;
 }
 
-/** A container's own ext4 image, made when it is missing; grown when its configured size has. */
+function endKey(s: Start): void {
+  const known = keys.get(s);
+  if (known?.held) known.key?.[Symbol.dispose]();
+}
+
+/** A volume that was made in clear, on a host that had no device-mapper then. */
+function isPlain(s: Start, m: Mount): boolean {
+  const image = imageName(s.config, m);
+  const has = (suffix: string) => existsSync(join(s.imageDir, `${image}${suffix}`));
+  return s.host.hosted && !s.key && has(".plain.img") && !has(".img") && !has(".made");
+}
+
 async function ownVolume(s: Start, m: Mount): Promise<Fd> {
-  refuseSealed(s, m);
   if (m.fs_type !== "ext4")
     throw new Error(`${m.image_file}: fs_type ${m.fs_type}: only ext4 and tmpfs can be made here`);
+  const key = await keyOf(s);
+  if (!key || isPlain(s, m)) return plainVolume(s, m);
+  const opened = await openVolume({
+    place: { folder: s.imageDir, uuid: s.uuid, image: imageName(s.config, m) },
+    key,
+    owned: s.owned,
+    bytes: volumeSize(s.config, m) * MiB,
+    discard: s.host.device.volume_discard,
+    alone: (path) => alone(path, false),
+    log: s.log,
+  });
+  const data = s.host.device.volume_discard ? `discard,${m.mount_data}` : m.mount_data;
+  const mount = await mountSealed(opened.path, data);
+  try {
+    if (opened.blocks !== undefined) await growMounted(mount, opened.blocks);
+    return mount;
+  } catch (cause) {
+    mount.close();
+    throw new Error(`growing ${m.image_file}`, { cause });
+  }
+}
+
+async function mountSealed(path: string, data: string): Promise<Fd> {
+  try {
+    return await mountBeside("ext4", path, data, NODEV | sys.MOUNT_ATTR_NOATIME);
+  } catch (cause) {
+    if (isErrno(cause, EIO)) throw new Corrupted(`${path} can't be read`, { cause });
+    throw cause;
+  }
+}
+
+/** A container's own ext4 image in clear, made when it is missing; grown when its configured size has. */
+async function plainVolume(s: Start, m: Mount): Promise<Fd> {
   const path = join(s.imageDir, volumeFile(s.config, m));
   const bytes = volumeSize(s.config, m) * MiB;
   mkdirSync(s.imageDir, { recursive: true, mode: 0o755 });
@@ -596,6 +656,7 @@ export const volumesWith = (kernel: Abilities): Module => ({
   async prepare(s) {
     const list: Volume[] = [];
     const ownSpare = (): Fd => s.owned.use(spare());
+    using _key = { [Symbol.dispose]: () => endKey(s) };
     for (const mount of wanted(s)) {
       try {
         const made = await volume(s, mount, kernel, list);
@@ -604,7 +665,8 @@ export const volumesWith = (kernel: Abilities): Module => ({
         const slots = stacked ? ([ownSpare(), ownSpare(), ownSpare()] as const) : undefined;
         list.push({ mount, ...made, ...(slots && { slots }) });
       } catch (cause) {
-        throw new Error(`volume ${mount.image_file} on ${mount.mount_point}`, { cause });
+        const Kind = cause instanceof Corrupted ? Corrupted : Error;
+        throw new Kind(`volume ${mount.image_file} on ${mount.mount_point}`, { cause });
       }
     }
     const roots = list.filter((v) => isRoot(v.mount));

@@ -1,0 +1,52 @@
+// A second way to the key of a container's volumes, for the day its token or its machine is lost: the key, encrypted
+// under a recovery key of 128 random bits that is shown once and kept by nobody here. keys/<uuid>.recovery has it; a new
+// recovery key takes the place of the old one.
+//
+//   "CMLRECO1"  salt[32]  nonce[12]  ciphertext  tag[16]
+//
+// AES-256-GCM under HKDF-SHA256 of the recovery key. 128 random bits need no slow derivation.
+import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
+import { Secret } from "../sys/secret.ts";
+
+const MAGIC = "CMLRECO1";
+const [SALT, NONCE, BODY] = [8, 40, 52];
+const TAG = 16;
+/** Bytes of a recovery key: eight words and one that sums them up. */
+export const RECOVERY_BYTES = 16;
+export const RECOVERY_MAX = 4096;
+
+function wrapping(recovery: Secret, salt: Uint8Array): Buffer {
+  return recovery.lend((bytes) => Buffer.from(hkdfSync("sha256", bytes, salt, "cml recovery", 32)));
+}
+
+export function wrap(key: Secret, recovery: Secret): Uint8Array {
+  const head = Buffer.alloc(BODY);
+  head.write(MAGIC, "latin1");
+  randomBytes(BODY - SALT).copy(head, SALT);
+  const under = wrapping(recovery, head.subarray(SALT, NONCE));
+  const cipher = createCipheriv("aes-256-gcm", under, head.subarray(NONCE, BODY));
+  under.fill(0);
+  cipher.setAAD(head);
+  const body = key.lend((bytes) => cipher.update(bytes));
+  return Buffer.concat([head, body, cipher.final(), cipher.getAuthTag()]);
+}
+
+/** The key, for the recovery key that it was wrapped under. */
+export function unwrap(file: Uint8Array, recovery: Secret): Secret {
+  const magic = Buffer.from(file.subarray(0, SALT)).toString("latin1");
+  if (magic !== MAGIC || file.length < BODY + TAG || file.length > RECOVERY_MAX)
+    throw new Error("the key behind the recovery key is damaged");
+  const under = wrapping(recovery, file.subarray(SALT, NONCE));
+  const opened = createDecipheriv("aes-256-gcm", under, file.subarray(NONCE, BODY));
+  under.fill(0);
+  opened.setAAD(file.subarray(0, BODY));
+  opened.setAuthTag(file.subarray(file.length - TAG));
+  const key = opened.update(file.subarray(BODY, file.length - TAG));
+  try {
+    opened.final();
+  } catch (cause) {
+    key.fill(0);
+    throw new Error("it is another recovery key", { cause });
+  }
+  return Secret.take(key);
+}

@@ -1,0 +1,75 @@
+// Recovery keys, backups and what is restored from them, for the daemon: which key, which files, where to. What a backup is
+// made of is in backup.ts.
+import { existsSync } from "node:fs";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { readBounded, synced, writeAtomic } from "../sys/file.ts";
+import { seal } from "../sys/sealed.ts";
+import { Secret } from "../sys/secret.ts";
+import { type About, backup, isPart, Restoration } from "./backup.ts";
+import { STACKED } from "./crypt.ts";
+import { heldKey } from "./keys.ts";
+import { RECOVERY_BYTES, RECOVERY_MAX, wrap } from "./recovery.ts";
+
+/** Whose volumes they are. */
+export interface Owner {
+  readonly uuid: string;
+  readonly imageDir: string;
+}
+
+const keysOf = (base: string): string => join(base, "keys");
+const recoveryFile = (base: string, uuid: string): string => join(keysOf(base), `${uuid}.recovery`);
+
+/** The key of volumes that no token protects. */
+export function keyWithoutToken(base: string, c: Owner, log: (line: string) => void): Promise<Secret> {
+  if (!existsSync(join(c.imageDir, STACKED)))
+    throw new Error("it has no sealed volumes: they are made when it starts for the first time");
+  return heldKey({ folder: keysOf(base), uuid: c.uuid, images: c.imageDir, log });
+}
+
+/** A new recovery key; one that was there before opens nothing any more. */
+export async function makeRecoveryKey(base: string, c: Owner, key: Secret): Promise<Secret> {
+  const recovery = Secret.random(RECOVERY_BYTES);
+  try {
+    await writeAtomic(recoveryFile(base, c.uuid), wrap(key, recovery));
+    return recovery;
+  } catch (e) {
+    recovery[Symbol.dispose]();
+    throw e;
+  }
+}
+
+/** A container that stands still, as a stream. The key is the caller's. */
+export async function* save(
+  base: string,
+  c: Owner,
+  about: Omit<About, "version" | "uuid">,
+  key: Secret,
+): AsyncGenerator<Uint8Array> {
+  const wrapped = await readBounded(recoveryFile(base, c.uuid), RECOVERY_MAX);
+  if (!wrapped) throw new Error("it has no recovery key, and nothing else would open the backup");
+  const names = (await readdir(c.imageDir)).filter(isPart).sort();
+  yield* backup({ version: 1, uuid: c.uuid, ...about }, key, wrapped, c.imageDir, names);
+}
+
+/** Where a restoration keeps its files until it is whole; one at a time, and what an interrupted one left goes first. */
+export async function restoration(base: string, recovery: Secret): Promise<Restoration> {
+  const folder = join(base, "restoring");
+  await rm(folder, { recursive: true, force: true });
+  return new Restoration(folder, recovery);
+}
+
+/** Give a container that was just created the volumes of a whole restoration, and their keys: by its token's first PIN
+ * the key becomes the token's. */
+export async function settle(base: string, c: Owner, key: Secret, recovery: Secret): Promise<void> {
+  const from = join(base, "restoring");
+  await mkdir(keysOf(base), { recursive: true, mode: 0o700 });
+  await writeAtomic(join(keysOf(base), `${c.uuid}.sealed`), seal(key, c.uuid));
+  await writeAtomic(recoveryFile(base, c.uuid), wrap(key, recovery));
+  // The data comes last: until then the volume does not count as there.
+  const names = (await readdir(from)).sort((a, b) => Number(isData(a)) - Number(isData(b)));
+  for (const name of names) await rename(join(from, name), join(c.imageDir, name));
+  await synced(c.imageDir);
+  await rm(from, { recursive: true });
+}
+const isData = (name: string): boolean => /(?<!\.meta)\.img$|\.made$/.test(name);

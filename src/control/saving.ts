@@ -1,0 +1,80 @@
+// Recovery keys and backups at the terminal: a recovery key is shown once; a backup goes to a file that nobody else may
+// read, and is there whole or not at all.
+import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { ControllerToDaemon, DaemonToController } from "../../proto/gen/proto.js";
+import { fromWords, words } from "../lib/words.ts";
+import { type Call, type Container, isOk } from "./answer.ts";
+import type { Connection } from "./client.ts";
+import { named, out } from "./print.ts";
+import { Input } from "./terminal.ts";
+
+const { Command } = ControllerToDaemon;
+const { Code } = DaemonToController;
+/** Bytes of a backup in one message. */
+const PIECE = 256 * 1024;
+
+export async function recoveryKey(call: Call, connection: Connection, container: Container): Promise<number> {
+  const m = await connection.next();
+  if (m.code !== Code.EXPORT_DATA || !m.export_data) return call.show(m, () => "");
+  const text = words(m.export_data);
+  m.export_data.fill(0);
+  if (call.manner !== "person") {
+    await out(`${text}\n`);
+    return 0;
+  }
+  await out(
+    `recovery key of ${named(container.name)}:\n\n    ${text}\n\nWrite it down and keep it away from the device: it is shown only now.\n`,
+  );
+  return 0;
+}
+
+export async function save(call: Call, connection: Connection, path: string): Promise<number> {
+  const fresh = `${path}.new`;
+  const fd = openSync(fresh, "w", 0o600);
+  let bytes = 0;
+  try {
+    for (;;) {
+      const m = await connection.next();
+      if (m.code === Code.EXPORT_DATA && m.export_data) {
+        const piece = m.export_data;
+        for (let at = 0; at < piece.length; ) at += writeSync(fd, piece, at);
+        bytes += piece.length;
+        continue;
+      }
+      if (isOk(m)) {
+        fsyncSync(fd);
+        renameSync(fresh, path);
+      }
+      return await call.show(m, () => `${path}: ${bytes} bytes\n`);
+    }
+  } finally {
+    closeSync(fd);
+    rmSync(fresh, { force: true });
+  }
+}
+
+export async function restore(call: Call, connection: Connection, path: string): Promise<number> {
+  const fd = openSync(path, "r"); // before anybody is asked
+  try {
+    await using input = new Input(call.manner === "json");
+    using typed = await input.secret("Recovery key: ");
+    const key = typed.lend((bytes) => fromWords(Buffer.from(bytes).toString("latin1")));
+    let container_start_params: { key: Uint8Array } | undefined = { key };
+    const piece = Buffer.alloc(PIECE);
+    for (;;) {
+      const n = readSync(fd, piece);
+      await connection.send({
+        command: Command.IMPORT,
+        import_data: piece.subarray(0, n),
+        ...(container_start_params && { container_start_params }),
+      });
+      container_start_params = undefined;
+      if (n === 0) break;
+    }
+    key.fill(0);
+    const m = await connection.next();
+    return await call.show(m, () => `restored as ${m.container_uuids[0]}\n`);
+  } finally {
+    closeSync(fd);
+  }
+}

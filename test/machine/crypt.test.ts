@@ -1,0 +1,89 @@
+// Sealed volumes in a machine, whose kernel has the device-mapper: made, opened, grown, and refused when somebody has
+// changed them. dmsetup(8) opens ours, and we open its, by the original's table strings.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { SEED } from "../chance.ts";
+import { counts } from "../counts.ts";
+import { Vm } from "./qemu.ts";
+import { inside, sealedDisk, telling, WEB } from "./sealed.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "crypt-"));
+const file = join(folder, "disk.img");
+beforeAll(() => sealedDisk(folder, file, 1024));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+test("a volume is made once, sealed, and has the same content at the next start; wiped, it is gone", async () => {
+  await using vm = Vm.boot({ disks: [file] });
+  await telling(vm, async () => {
+    await vm.sees("core0: BOOTING → RUNNING");
+    const { control, dmsetup, start, stop, sh } = inside(vm);
+    const images = () => vm.ask("list", { path: `/data/cml/containers/${WEB}` });
+    expect(await vm.ask("list", { path: "/sys/module" })).not.toContain("dm_crypt");
+
+    await start();
+    expect(vm.said).toMatch(/made volume data: 64 MiB, INTEGRITY_ENCRYPT/);
+    expect(await images()).toEqual(["data.img", "data.made", "data.meta.img", "not-stacked"]);
+    expect(await dmsetup("table", `${WEB}-data`)).toMatch(
+      /^0 0 131072 crypt aes-xts-plain64 :64:logon:cml:\S+ 0 \d+:\d+ 0\s*$/,
+    );
+    expect(await dmsetup("table", `${WEB}-data-integrity`)).not.toContain("allow_discards");
+    expect(await sh("echo precious > /data/kept; sync; grep ' /data ' /proc/mounts")).toContain("ext4");
+    expect(await control("state", "web")).toContain("INTEGRITY_ENCRYPT");
+    await stop();
+    expect(await dmsetup("ls")).toContain("No devices found");
+    expect(await vm.ask("read", { path: "/proc/partitions" })).not.toMatch(/dm-/);
+
+    await start();
+    expect(await sh("cat /data/kept")).toBe("0 precious\n");
+    expect(vm.said.match(/made volume/g)).toHaveLength(1);
+    await stop();
+
+    // A key without its volume's superblock opens nothing, and nothing is made in its place.
+    const meta = `/data/cml/containers/${WEB}/data.meta.img`;
+    await vm.ask("write", { path: meta, text: "no superblock" });
+    expect(await control("start", "web")).toContain("superblock is damaged");
+    expect(await control("start", "web")).toContain("ZOMBIE");
+    expect(await control("wipe", "web")).toMatch(/^0 /);
+    expect(await images()).toEqual([]);
+    expect(await vm.ask("list", { path: "/data/cml/keys" })).toEqual([]);
+    await start();
+    expect(await sh("ls /data")).toBe("0 lost+found\n");
+    await stop();
+  });
+}, 400_000);
+
+test("dmsetup opens ours and we open its, in the three modes; what grows keeps its files", async () => {
+  await using vm = Vm.boot({ disks: [file] });
+  await telling(vm, async () => {
+    await vm.sees("core0: BOOTING → RUNNING");
+    const { volumes } = inside(vm);
+    const at = (name: string) => `/data/${name}`;
+    for (const kind of ["INTEGRITY_ENCRYPT", "INTEGRITY_ONLY", "AUTHENC"]) {
+      const made = await volumes("as-original", at(kind), 16, kind, "one", "two");
+      expect(await volumes("read", at(kind), 16, kind)).toEqual(made);
+      expect(await volumes("by-original", at(kind), 16, kind)).toEqual(made);
+    }
+    const first = await volumes("write", at("ours"), 16, "one");
+    expect(await volumes("by-original", at("ours"), 16, "INTEGRITY_ENCRYPT")).toEqual(first);
+    const second = (await volumes("write", at("ours"), 40, "two")) as Record<string, string>;
+    expect(second).toMatchObject(first as object);
+    expect((await vm.ask("stat", { path: `${at("ours")}/data.img` })).size).toBe(40 << 20);
+    expect(await volumes("by-original", at("ours"), 40, "INTEGRITY_ENCRYPT")).toEqual(second);
+    expect(await volumes("read", at("ours"), 16)).toEqual(second);
+
+    // A key that is another's, or an image that somebody has changed, gives an error and never other data.
+    const big = (await volumes("write", at("changed"), 32, "a", "b", "c")) as object;
+    expect(Object.keys(big)).toEqual(["a", "b", "c"]);
+    const told = await volumes("tamper", at("changed"), 32, counts.tampered, SEED);
+    console.log(JSON.stringify(told));
+    expect(told).toEqual({
+      unreadable: 0,
+      tags: 8,
+      changed: { right: 0, refused: counts.tampered, wrong: 0 },
+      forged: { right: 0, refused: 8, wrong: 0 },
+      intact: { right: 32, refused: 0, wrong: 0 },
+    });
+  });
+}, 600_000);
