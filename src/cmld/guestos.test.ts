@@ -18,6 +18,7 @@ import { AT_FDCWD, O_DIRECTORY, O_PATH, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { now } from "../sys/now.ts";
+import { BLOCK, makeTree } from "../sys/verity.ts";
 import { readContainer, readDevice } from "./config.ts";
 import type { Web } from "./download.ts";
 import { GuestOses, titleOf } from "./guestos.ts";
@@ -141,6 +142,45 @@ test("images are fetched from file:///, whole or not at all", async () => {
   );
   expect(await install(store, other).catch(chain)).toContain("http://, https:// or file:// can be fetched");
 });
+
+test("an image's hash tree must be the one of its root hash, from whomever it comes", async () => {
+  const { folder, store, place } = await fresh();
+  const blocks = 20_000; // three levels
+  const large = Buffer.alloc(blocks * BLOCK, "blocks of an image ");
+  const [made, tree] = [join(top, "large.img"), join(top, "large.hash.img")];
+  writeFileSync(made, large);
+  writeFileSync(tree, "");
+  const salt = new Uint8Array(new ArrayBuffer(32)).fill(7);
+  const root = makeTree(made, tree, { uuid: "11111111-2222-4333-8444-555555555555", blocks, salt });
+  const good = readFileSync(tree);
+  const source = (version: number) =>
+    Buffer.from(
+      conf(version, `image_sha2_256: "${digest("sha256", large)}" image_verity_sha256: "${root}"`)
+        .toString()
+        .replace(`image_size: ${image.length}`, `image_size: ${large.length}`),
+    );
+  const put = (bytes: Uint8Array) => {
+    place(1, large);
+    writeFileSync(join(folder, "debian-1/root.hash.img"), bytes);
+  };
+  const flipped = (at: number) => Uint8Array.from(good, (byte, i) => (i === at ? byte ^ 1 : byte));
+  for (const [bytes, reason] of [
+    [flipped(0), /signature ".*": only "verity/],
+    [flipped(72), /it is over 20001 blocks of 4096 bytes, the image has 81920000 bytes/],
+    [flipped(88), /its block 0 does not have the hash that it should/],
+    [flipped(BLOCK + 5), /its block 0 does not/],
+    [flipped(2 * BLOCK + 5), /its block 1 does not/],
+    [flipped(100 * BLOCK + 5), /its block 99 does not/],
+    [good.subarray(0, 100 * BLOCK), /409600 bytes are too few for it/],
+  ] as const) {
+    put(bytes);
+    expect(await install(store, source(1)).catch(chain)).toMatch(reason);
+    expect(store.all()).toEqual([]);
+  }
+  put(good);
+  await install(store, source(1));
+  expect(await store.wrong(store.all()[0]!)).toBeUndefined();
+}, 20_000);
 
 test("a version that is too large for the disk is refused before anything is written", async () => {
   const { folder, store } = await fresh();

@@ -27,6 +27,7 @@ import {
 } from "./config.ts";
 import { download, type Web } from "./download.ts";
 import type { Scd } from "./scd.ts";
+import { wrongTree } from "./tree.ts";
 import { type Signature, signatureOf, type Trust } from "./trust.ts";
 
 const { COPY, FLASH } = proto.GuestOSMount.Type;
@@ -188,7 +189,7 @@ export class GuestOses {
   /** As missing(), with every hash. */
   async wrong(os: GuestOs): Promise<string | undefined> {
     for (const image of images(os.config)) {
-      const reason = (await wrongSize(os, image)) ?? (await this.#wrongHash(os, image));
+      const reason = await this.#wrongImage(os, image);
       if (reason) return reason;
     }
     return undefined;
@@ -339,7 +340,7 @@ export class GuestOses {
     clientRoot: ClientRoot | undefined,
   ): Promise<void> {
     for (const image of images(os.config, [COPY])) {
-      const reason = (await wrongSize(os, image)) ?? (await this.#wrongHash(os, image));
+      const reason = await this.#wrongImage(os, image);
       if (!reason) continue;
       const base = os.config.update_base_url || this.#around.device.update_base_url;
       if (base === "") throw new Error(`${reason}, and there is no update_base_url`);
@@ -356,11 +357,17 @@ export class GuestOses {
         });
         brought.push(file);
       }
-      const still = await wrongSize(os, image); // the hash was looked at on the way
+      const still = (await wrongSize(os, image)) ?? (await treeReason(os, image)); // the hash was looked at on the way
       if (still) throw new Error(still);
     }
     if (os.config.mounts.some((m) => m.mount_type === FLASH))
       throw new Error("images of type FLASH can't be installed yet");
+  }
+
+  async #wrongImage(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
+    return (
+      (await wrongSize(os, image)) ?? (await this.#wrongHash(os, image)) ?? (await treeReason(os, image))
+    );
   }
 
   async #wrongHash(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
@@ -496,6 +503,13 @@ const TREE = ".hash.img";
 /** What comes with an image: its hash tree first. */
 const filesOf = (image: GuestOsMount): string[] =>
   [...(image.image_verity_sha256 === "" ? [] : [TREE]), ".img"].map((end) => image.image_file + end);
+
+async function treeReason(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
+  if (image.image_verity_sha256 === "") return undefined;
+  const file = image.image_file + TREE;
+  const reason = await wrongTree(join(os.folder, file), image.image_size, image.image_verity_sha256);
+  return reason && `${file}: ${reason}`;
+}
 
 async function isThere(path: string): Promise<boolean> {
   try {

@@ -218,6 +218,14 @@ async function run(at: Places, debug: boolean): Promise<number> {
   process.on("uncaughtException", (e) => log.error(`unexpected: ${chain(e)}: ${e.stack ?? ""}`));
   process.on("unhandledRejection", (e) => log.error(`unexpected: ${chain(e)}`));
 
+  const scd = new ScdClient({
+    base: at.base,
+    socket: join(dirname(at.socket), "cml-scd_control"),
+    ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
+    log: (line) => log.info(line),
+  });
+  scd.begin(); // it takes longest, and every guest waits for its word
+
   for (const line of withoutEffectHere(device)) log.warn(`${at.config}: ${line}`);
 
   const { promise: over, resolve: end } = Promise.withResolvers<number>();
@@ -247,13 +255,6 @@ async function run(at: Places, debug: boolean): Promise<number> {
     claims: () => manager.claims(),
     warn: (line) => log.warn(line),
   });
-  const scd = new ScdClient({
-    base: at.base,
-    socket: join(dirname(at.socket), "cml-scd_control"),
-    ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
-    log: (line) => log.info(line),
-  });
-  scd.begin();
   if (landlockAbi() === 0) log.warn("this kernel has no Landlock: scd and fetch are confined without it");
   const views = new Views(host, (line) => log.info(line));
   manager = new Manager({
