@@ -56,5 +56,5 @@ export async function heldKey(h: Held): Promise<Secret> {
 
 /** Without it the volumes are lost: what a wipe does first. */
 export async function forgetKey(folder: string, uuid: string): Promise<void> {
-  for (const extension of ["sealed", "key"]) await destroy(join(folder, `${uuid}.${extension}`));
+  for (const extension of ["recovery", "sealed", "key"]) await destroy(join(folder, `${uuid}.${extension}`));
 }

@@ -22,8 +22,9 @@ export async function recoveryKey(call: Call, connection: Connection, container:
     await out(`${text}\n`);
     return 0;
   }
+  const { drawn } = await import("./qr.ts");
   await out(
-    `recovery key of ${named(container.name)}:\n\n    ${text}\n\nWrite it down and keep it away from the device: it is shown only now.\n`,
+    `recovery key of ${named(container.name)}:\n\n    ${text}\n\n${drawn(text)}\nWrite it down or photograph it, and keep it away from the device: it is shown only now.\n`,
   );
   return 0;
 }

@@ -87,3 +87,33 @@ test("dmsetup opens ours and we open its, in the three modes; what grows keeps i
     });
   });
 }, 600_000);
+
+test("a backup is restored as another container, by its recovery key alone", async () => {
+  await using vm = Vm.boot({ disks: [file] });
+  await telling(vm, async () => {
+    await vm.sees("core0: BOOTING → RUNNING");
+    const { control, start, stop, sh } = inside(vm);
+    await start();
+    expect(await sh("echo saved > /data/saved; sync")).toBe("0 ");
+    expect(await control("export", "web", "/data/web.backup")).toContain("stop it first");
+    await stop();
+    expect(await control("export", "web", "/data/web.backup")).toContain("it has no recovery key");
+    const words = /^0 ((?:[a-z]{5}-){8}[a-z]{5})$/m.exec(await control("recovery_key", "web"))![1]!;
+    expect(await control("export", "web", "/data/web.backup")).toMatch(/^0 /);
+    expect((await vm.ask("stat", { path: "/data/web.backup" })).mode & 0o777).toBe(0o600);
+    expect(await control("remove", "web")).toMatch(/^0 /);
+
+    const restore = async (said: string) => {
+      const argv = ["/usr/sbin/control", "import", "/data/web.backup"];
+      const { status, stdout, stderr } = await vm.ask("run", { argv, stdin: `${said}\n` });
+      return `${status} ${stdout}${stderr}`;
+    };
+    expect(await restore(words.replace(/^./, (c) => (c === "b" ? "d" : "b")))).toContain("recovery key");
+    expect(await restore("lusab-babad-gutih-tugad-lusab-babad-gutih-tugad-tizol")).toContain("recovery key");
+    expect(await control("list")).not.toContain('"web"');
+    expect(await restore(words)).toMatch(/^0 /);
+    await start();
+    expect(await sh("cat /data/saved")).toBe("0 saved\n");
+    await stop();
+  });
+}, 400_000);
