@@ -9,8 +9,8 @@ import { KIND, PrivateKey, pointed, string } from "./key.ts";
 
 /** Of both key derivations: OWASP's figure of 2023 for PBKDF2 with HMAC-SHA256. The original's have 2048. */
 export const ITERATIONS = 600_000;
-/** A file that asks for more would keep whoever opens it for minutes. */
-const ITERATIONS_MAX = 10_000_000;
+/** A file that asks for more would keep whoever opens it for seconds, on a small machine for minutes. */
+const ITERATIONS_MAX = 2_000_000;
 /** A key of RSA-8192 and a certificate chain fit. */
 export const PKCS12_MAX = 64 * 1024;
 

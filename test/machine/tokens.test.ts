@@ -1,0 +1,191 @@
+// Tokens in a machine: what only a real boot, real hardware (QEMU's) and a slow processor can show. A locked token opens after the
+// next boot, once; a PIN is typed at a keypad; a container whose token is pulled out stops or freezes.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { disk } from "../../initramfs/image.ts";
+import { CORE0, seed } from "../../initramfs/seed.ts";
+import { ContainerTokenType, ContainerUsbType, ControllerToDaemon } from "../../proto/gen/proto.js";
+import { frame } from "../../src/lib/frame.ts";
+import { Vm } from "./qemu.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "tokens-"));
+const file = join(folder, "disk.img");
+/** Its PIN is newpin1; the other's is the one that everybody knows. */
+const [SOFT, FRESH] = [
+  "f815386c-25b6-4a09-9ee4-4b65b977f167",
+  "bd8f2102-ab15-4e6c-8fce-8fa4451d3730",
+] as const;
+const [STOPS, FREEZES] = [
+  "11111111-1111-4111-8111-111111111111",
+  "22222222-2222-4222-8222-222222222222",
+] as const;
+/** QEMU's usb-storage and usb-kbd: docs/specs/usb-ids.rst of QEMU. */
+const [STICK, KEYBOARD] = ["46f4:0001", "0627:0001"];
+const { TOKEN, PIN_ENTRY } = ContainerUsbType;
+const guest_os = "busybox";
+
+beforeAll(() => {
+  const data = join(folder, "data");
+  const base = join(data, "cml");
+  const usb = (serial: string) => ({
+    ...{ guest_os, token_type: ContainerTokenType.USB },
+    usb_configs: [{ id: STICK, serial, assign: false, type: TOKEN }],
+  });
+  seed(base, {
+    guests: ["core0-1", "busybox-1"],
+    containers: [
+      CORE0,
+      { uuid: SOFT, name: "soft", guest_os, token_type: ContainerTokenType.SOFT },
+      {
+        ...{ uuid: FRESH, name: "typed", guest_os, token_type: ContainerTokenType.SOFT, usb_pin_entry: true },
+        usb_configs: [{ id: KEYBOARD, serial: "PIN", assign: false, type: PIN_ENTRY }],
+      },
+      { uuid: STOPS, name: "stops", ...usb("ONE") },
+      { uuid: FREEZES, name: "freezes", ...usb("TWO"), freeze_without_token: true },
+    ],
+  });
+  for (const uuid of [SOFT, FRESH])
+    copyFileSync(`test/data/tokens/${uuid}.p12`, join(base, `tokens/${uuid}.p12`));
+  mkdirSync(join(base, "containers", SOFT));
+  writeFileSync(join(base, "containers", SOFT, "token_is_paired"), "");
+  copyFileSync(`test/data/tokens/${SOFT}.key`, join(base, `keys/${SOFT}.key`));
+  disk(file, 256, data);
+  writeFileSync(join(folder, "stick.img"), new Uint8Array(1 << 20));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const controlOf =
+  (vm: Vm) =>
+  async (stdin: string, ...args: string[]) => {
+    const { stdout, stderr, ms } = await vm.ask("run", { argv: ["/usr/sbin/control", ...args], stdin });
+    return { said: stdout + stderr, ms };
+  };
+
+test("a keypad, a token that is pulled out, and a lock that lasts until the next boot", async () => {
+  {
+    await using vm = Vm.boot({ disks: [file], more: ["-device", "qemu-xhci,id=xhci"] });
+    const control = controlOf(vm);
+    await vm.sees("core0: BOOTING → RUNNING");
+
+    // The price of 600 000 iterations on this slow machine: once to open, twice to write.
+    const cheap = await control("newpin1\n", "start", "soft");
+    expect(cheap.said).toContain("CONTAINER_START_OK");
+    await vm.sees(/soft: \w+ → RUNNING/);
+    const changed = await control("newpin1\ndear\ndear\n", "change_pin", "soft");
+    expect(changed.said).toContain("CONTAINER_CHANGE_PIN_SUCCESSFUL");
+    const stopped = await control("dear\n", "stop", "soft");
+    expect(stopped.said).toContain("CONTAINER_STOP_OK");
+    await vm.sees("soft: SHUTDOWN → STOPPED");
+    console.log(
+      `start with 2048 iterations ${cheap.ms} ms, change to 600 000 ${changed.ms} ms, stop with 600 000 ${stopped.ms} ms`,
+    );
+
+    // A PIN is typed at the keypad, and Esc gives up.
+    const pad = { bus: "xhci.0", serial: "PIN" };
+    expect((await control("", "start", "typed")).said).toContain("CONTAINER_USB_PIN_ENTRY_FAIL");
+    const inputs = async () => (await vm.ask("list", { path: "/sys/class/input" })).length;
+    const before = await inputs();
+    await vm.monitor("device_add", { driver: "usb-kbd", id: "pad", ...pad });
+    for (let left = 200; (await inputs()) < before + 2; left--) {
+      if (left === 0) throw new Error("no keypad");
+      await Bun.sleep(50); // what the kernel finds, it does not tell the test
+    }
+    expect((await control("trustme\n2468\n2468\n", "change_pin", "typed")).said).toContain("SUCCESSFUL");
+    /** The n-th time that somebody is asked for a PIN. */
+    const asked = async (n: number): Promise<void> => {
+      for (
+        let left = 600;
+        (vm.said.match(/typed: waiting for a PIN at its keypad/g) ?? []).length < n;
+        left--
+      ) {
+        if (left === 0) throw new Error(`not asked ${n} times`);
+        await Bun.sleep(50); // the console tells nobody that it has grown
+      }
+    };
+    const press = async (...keys: string[]): Promise<void> => {
+      for (const data of keys) {
+        await vm.monitor("send-key", { keys: [{ type: "qcode", data }], "hold-time": 50 });
+        await Bun.sleep(200); // the keypad is asked every 10 ms, and QEMU does not say when it was
+      }
+    };
+    const typing = control("", "start", "typed");
+    await asked(2);
+    const second = await control("", "start", "typed");
+    expect(second.said).toContain("one at a time");
+    await press("2", "4", "7", "backspace", "6", "kp_8", "ret");
+    expect((await typing).said).toContain("CONTAINER_START_OK");
+    await vm.sees(/typed: \w+ → RUNNING/);
+    const given = control("", "stop", "typed");
+    await asked(4);
+    await press("1", "esc");
+    expect((await given).said).toContain("Esc was pressed");
+
+    // The container runs without its token's PIN here, as it has no volume: pulling the token out ends that.
+    for (const [uuid, name, serial, word] of [
+      [STOPS, "stops", "ONE", /stops: SHUTDOWN → STOPPED/],
+      [FREEZES, "freezes", "TWO", /freezes: FREEZING → FROZEN/],
+    ] as const) {
+      await vm.monitor("blockdev-add", {
+        ...{ driver: "raw", "node-name": serial, "read-only": false },
+        file: { driver: "file", filename: join(folder, "stick.img") },
+      });
+      await vm.monitor("device_add", {
+        driver: "usb-storage",
+        id: serial,
+        bus: "xhci.0",
+        drive: serial,
+        serial,
+      });
+      for (
+        let left = 200;
+        !(await vm.ask("list", { path: "/sys/block" })).some((n) => n.startsWith("sd"));
+        left--
+      ) {
+        if (left === 0) throw new Error("no stick");
+        await Bun.sleep(50); // what the kernel finds, it does not tell the test
+      }
+      const request = { command: ControllerToDaemon.Command.CONTAINER_START, container_uuids: [uuid] };
+      const send = Buffer.from(frame(ControllerToDaemon.encode(request))).toString("base64");
+      await vm.ask("exchange", { socket: "/run/socket/cml-control", send, frames: 1 });
+      await vm.sees(new RegExp(`${name}: \\w+ → RUNNING`));
+      await vm.monitor("device_del", { id: serial });
+      await vm.sees(`its token "${serial}" was pulled out`);
+      await vm.sees(word);
+      for (
+        let left = 200;
+        (await vm.ask("list", { path: "/sys/block" })).some((n) => n.startsWith("sd"));
+        left--
+      ) {
+        if (left === 0) throw new Error("the stick stays");
+        await Bun.sleep(50); // as above
+      }
+      for (let left = 100; ; left--)
+        try {
+          await vm.monitor("blockdev-del", { "node-name": serial });
+          break;
+        } catch (e) {
+          if (left === 0) throw e;
+          await Bun.sleep(50); // QEMU lets go of it a moment later
+        }
+    }
+    expect((await control("", "unfreeze", "freezes")).said).toContain("CMD_OK");
+    expect((await control("x\n", "stop", "stops")).said).toContain("CONTAINER_START_TOKEN_UNINIT");
+
+    for (let i = 0; i < 3; i++)
+      expect((await control("wrong\n", "start", "soft")).said).toContain("CONTAINER_START_PASSWD_WRONG");
+    expect((await control("dear\n", "start", "soft")).said).toContain("CONTAINER_LOCKED_TILL_REBOOT");
+    await vm.monitor("system_powerdown");
+    await vm.ended();
+  }
+  {
+    await using vm = Vm.boot({ disks: [file] });
+    const control = controlOf(vm);
+    await vm.sees("core0: BOOTING → RUNNING");
+    expect((await control("wrong\n", "start", "soft")).said).toContain("CONTAINER_START_PASSWD_WRONG");
+    expect((await control("dear\n", "start", "soft")).said).toMatch(
+      /CONTAINER_START_UNLOCK_FAILED[\s\S]*the next is taken in \d+ s/,
+    );
+  }
+}, 600_000);
