@@ -19,6 +19,8 @@ export const open = () =>
     crypt_activate_by_volume_key: { args: [ptr, ptr, ptr, usize, u32], returns: i32 },
     /** cd, keyslot, volume_key, volume_key_size, passphrase, passphrase_size */
     crypt_volume_key_get: { args: [ptr, i32, ptr, ptr, ptr, usize], returns: i32 },
+    // libdevmapper.h, which it is linked with
+    dm_udev_set_sync_support: { args: [i32], returns: T.void },
   }).symbols;
 
 export type Cryptsetup = ReturnType<typeof open>;

@@ -249,11 +249,20 @@ export class Container implements ContainerLife {
       booted: () => {
         if (this.#state === "BOOTING") this.#running();
       },
+      end: (why) => this.#condemn(why),
       log: (line) => {
         const rationed = this.#ration.take(line);
         if (rationed !== undefined) around.log(`${this.#name}: ${rationed}`);
       },
     };
+  }
+
+  /** A start that is under way goes on until it fails by itself: what it must read, it does not get. */
+  #condemn(why: string): void {
+    this.around.log(`${this.#name}: ${why}: it is stopped`);
+    this.#why = why;
+    const up = this.#live && isUp(this.#state) && this.#state !== "SHUTDOWN";
+    if (up) this.stop().catch((e) => this.around.log(`${this.#name}: ${chain(e)}`));
   }
 
   #running(): void {

@@ -79,6 +79,7 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
     controllers: new Set(),
     claims: () => [],
     warnOnce: () => {},
+    hash: async () => "",
   };
   const manager = new Manager({
     host,

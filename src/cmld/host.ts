@@ -22,6 +22,7 @@ export interface Places {
   readonly device: DeviceConfig;
   readonly audit?: Host["audit"];
   readonly claims?: Host["claims"];
+  readonly hash: Host["hash"];
   warn(line: string): void;
 }
 
@@ -80,6 +81,7 @@ export function openHost(places: Places): Host {
     controllers: usable,
     audit: places.audit,
     claims: places.claims ?? (() => []),
+    hash: places.hash,
     warnOnce(line) {
       if (said.has(line)) return;
       said.add(line);

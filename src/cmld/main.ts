@@ -253,6 +253,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     ...(at.cgroup !== undefined && { cgroup: at.cgroup }),
     device,
     claims: () => manager.claims(),
+    hash: (file, name, algorithm) => scd.hash(file, name, algorithm),
     warn: (line) => log.warn(line),
   });
   if (landlockAbi() === 0) log.warn("this kernel has no Landlock: scd and fetch are confined without it");

@@ -31,6 +31,8 @@ export interface Host {
   readonly audit?: Auditor | undefined;
   /** A line of the log that is said once in this daemon's life. */
   warnOnce(line: string): void;
+  /** Hexadecimal digest of the whole file that is open, which is called `name` in logs; scd reads it. */
+  hash(file: Fd, name: string, algorithm: "sha1" | "sha256"): Promise<string>;
 }
 
 /** One start of one container. */
@@ -61,6 +63,8 @@ export interface Start {
   forget(name: string): void;
   /** The container said that it has booted. */
   booted(): void;
+  /** It must not go on: it is asked to stop, and killed when it does not. */
+  end(why: string): void;
   /** One line for the daemon's log. */
   log(line: string): void;
 }

@@ -79,6 +79,7 @@ function cryptsetup(): { library: Cryptsetup; said: string[] } {
     if (level === CRYPT_LOG_ERROR) said.push(message.trim());
   });
   library.crypt_set_log_callback(null, log, null);
+  library.dm_udev_set_sync_support(0); // we make our nodes ourselves: it need not wait for a udev
   loaded = { library, said };
   return loaded;
 }
@@ -205,4 +206,17 @@ export function activate(name: string, image: string, tree: string, head: Superb
   using context = new Context(tree);
   context.format(NO_HEADER, image, head);
   context.activate(name, root);
+}
+
+/** Whether a device's table (dm-ioctl's "table" status) says that it proves the same. */
+export function isTable(text: string, { blocks, salt }: Superblock, root: string): boolean {
+  const [version, _image, _tree, dataBlock, hashBlock, count, first, algorithm, digest, salted] =
+    text.split(" ");
+  return (
+    [version, dataBlock, hashBlock, count, first].join(" ") ===
+      [HASH_TYPE, BLOCK, BLOCK, blocks, 1].join(" ") &&
+    algorithm === ALGORITHM &&
+    digest === root &&
+    salted === (salt.length === 0 ? "-" : Buffer.from(salt).toString("hex"))
+  );
 }

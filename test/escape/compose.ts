@@ -160,6 +160,7 @@ async function startOf(world: World, c: Container): Promise<{ start: Start; ledg
     kept: () => undefined,
     forget: () => {},
     booted: () => {},
+    end: () => {},
     log: (line) => void world.log.push(line),
   };
   return { start, ledger };

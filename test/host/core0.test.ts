@@ -20,6 +20,7 @@ import { Journal } from "../../src/sys/journal.ts";
 import { noNetwork } from "../network.ts";
 import { judge } from "../scd.ts";
 import { Client, Command, installBusybox } from "./daemon.ts";
+import { hashHere } from "./world.ts";
 
 const WEB = "11111111-2222-4333-8444-555555555555";
 const IDLE = "11111111-2222-4333-8444-666666666666";
@@ -50,7 +51,7 @@ async function device(core0 = true, signedConfigs = false) {
   const logs = join(base, "logs");
   const log = new Journal({ name: LOG_NAME, directory: logs });
   const run = join(base, "run");
-  const machine = openHost({ base, run, logs, device: config, warn: () => {} });
+  const machine = openHost({ base, run, logs, device: config, warn: () => {}, hash: hashHere });
   const cgroup = join(machine.cgroup, base.split("/").at(-1)!);
   make(cgroup);
   delegate(cgroup);

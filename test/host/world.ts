@@ -16,6 +16,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { CryptoHasher } from "bun";
 import { ContainerTokenType, ContainerType, GuestOSMount } from "../../proto/gen/proto.js";
 import { checkContainer, checkDevice, checkGuestOs, type GuestOsMount } from "../../src/cmld/config.ts";
 import { Container, type Surroundings } from "../../src/cmld/container.ts";
@@ -85,16 +86,31 @@ function run(argv: readonly string[]): void {
   if (done.status !== 0) throw new Error(`${argv.join(" ")}: ${done.stderr}${done.stdout}`);
 }
 
+/** What scd does for the product. */
+export const hashHere: Host["hash"] = async (file, _name, algorithm) =>
+  new CryptoHasher(algorithm).update(readFileSync(`/proc/self/fd/${file.n}`)).digest("hex");
+
+/** What a configuration says of an image that is there. */
+function measured(path: string): Partial<GuestOsMount> {
+  if (!existsSync(path)) return {};
+  const bytes = readFileSync(path);
+  return {
+    image_size: bytes.length,
+    image_sha2_256: new CryptoHasher("sha256").update(bytes).digest("hex"),
+  };
+}
+
 export const ROOT: Mounts = [{ mount_point: "/" }];
 
 export class World implements AsyncDisposable {
   readonly osDir: string;
-  readonly log: string[] = [];
   readonly kept = new Map<string, Fd>();
 
   private constructor(
     readonly directory: string,
     readonly host: Host,
+    /** What cmld's log would have. */
+    readonly log: string[],
   ) {
     this.osDir = join(directory, "os");
   }
@@ -110,12 +126,13 @@ export class World implements AsyncDisposable {
       logs: join(base, "logs"),
       device: checkDevice({ hostedmode: true } as never),
       warn: (line) => log.push(line),
+      hash: hashHere,
     });
     // The machine's own containers, and other worlds, are elsewhere.
     const cgroup = join(machine.cgroup, base.split("/").at(-1)!);
     make(cgroup);
     delegate(cgroup);
-    const world = new World(base, { ...machine, cgroup });
+    const world = new World(base, { ...machine, cgroup }, log);
     if (!existsSync(world.osDir)) {
       mkdirSync(world.osDir);
       world.image("root", busyboxRoot);
@@ -156,13 +173,17 @@ export class World implements AsyncDisposable {
       init_path: path,
       init_param,
       init_env: ["PATH=/bin"],
-      mounts: (recipe.mounts ?? ROOT).map((m) => ({
-        image_file: "root",
-        fs_type: "erofs",
-        mount_type: Type.SHARED,
-        def_size: 16,
-        ...m,
-      })),
+      mounts: (recipe.mounts ?? ROOT).map((m) => {
+        const { image_file = "root" } = m;
+        return {
+          image_file,
+          fs_type: "erofs",
+          mount_type: Type.SHARED,
+          def_size: 16,
+          ...measured(join(recipe.osDir ?? this.osDir, `${image_file}.img`)),
+          ...m,
+        };
+      }),
     } as never);
     const config = checkContainer(
       {

@@ -26,13 +26,14 @@ import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
 import type { Secret } from "../../sys/secret.ts";
 import { available, Corrupted, growMounted, openVolume } from "../crypt.ts";
-import { sharedImage, shiftedImage, writableImage } from "../images.ts";
+import { type Image, useImage } from "../images.ts";
 import { heldKey } from "../keys.ts";
 import { lockFlags } from "../locked.ts";
 import { type Module, Slot, type Start } from "../module.ts";
 import { spare, tmpfsTakesUserXattrs } from "../overlay.ts";
 import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
+import { watchDevice } from "../verity.ts";
 import { furnishNew } from "./devices.ts";
 
 const T = GuestOSMount.Type;
@@ -292,34 +293,42 @@ export interface Abilities {
   tmpfsTakesUserXattrs(): boolean;
 }
 
-const sourceOf = (s: Start, m: Mount) => ({
-  path: join(s.osDir, `${m.image_file}.img`),
-  type: m.fs_type,
-  data: m.mount_data,
-});
+/** The image of the GuestOS that a mount is of, opened and proven. */
+const imageFor = (s: Start, m: Mount): Promise<Image> =>
+  useImage(
+    {
+      path: join(s.osDir, `${m.image_file}.img`),
+      title: `${s.guestos.name}-${s.guestos.version}-${m.image_file}`,
+      type: m.fs_type,
+      data: m.mount_data,
+      size: m.image_size,
+      verity: m.image_verity_sha256.toLowerCase(),
+      sha256: m.image_sha2_256.toLowerCase(),
+      sha1: m.image_sha1.toLowerCase(),
+    },
+    s,
+  );
 const rangeOf = (s: Start) => ({ uidStart: s.uidStart, stage: stage(s), log: s.log });
 /** The bounds of a SHARED_RW's writable layer. */
 const topOf = (s: Tree, m: Mount): string => tmpfsData(s, { ...m, mount_data: "" });
 
-async function canMap(s: Start, m: Mount, kernel: Abilities): Promise<boolean> {
-  const { path, type, data } = sourceOf(s, m);
-  using probe = sharedImage(path, type, data);
-  return await kernel.mapsIds(type, probe);
+async function canMap(image: Image, kernel: Abilities): Promise<boolean> {
+  using probe = image.mount();
+  return await kernel.mapsIds(image.source.type, probe);
 }
 
 /** An image of the GuestOS: its ids are mapped when the container's are known, or are right already. */
 async function imageOf(s: Start, m: Mount, kernel: Abilities): Promise<Omit<Volume, "mount">> {
-  const source = sourceOf(s, m);
-  const mapped = await canMap(s, m, kernel);
+  const image = await imageFor(s, m);
+  const mapped = await canMap(image, kernel);
   const top = m.mount_type === T.SHARED_RW ? topOf(s, m) : undefined;
-  if (!mapped)
-    return { fd: await shiftedImage(source, rangeOf(s), top), shifted: true, whole: top !== undefined };
+  if (!mapped) return { fd: await image.shifted(rangeOf(s), top), shifted: true, whole: top !== undefined };
   const fd =
     top !== undefined && !kernel.tmpfsTakesUserXattrs()
-      ? await writableImage(source, rangeOf(s), { mapped, directory: "/", top })
+      ? await image.writable(rangeOf(s), { mapped, directory: "/", top })
       : undefined;
   if (fd) return { fd, shifted: true, whole: true };
-  return { fd: sharedImage(source.path, source.type, source.data) };
+  return { fd: image.mount() };
 }
 
 /** OVERLAY_RW in a tmpfs over a directory of the image `below`, on a kernel where the child cannot make it. */
@@ -330,8 +339,9 @@ async function overImage(
   kernel: Abilities,
 ): Promise<Omit<Volume, "mount">> {
   const directory = `/${m.mount_point.slice(below.mount_point.replace(/\/+$/, "").length)}`;
-  const mapped = await canMap(s, below, kernel);
-  const fd = await writableImage(sourceOf(s, below), rangeOf(s), { mapped, directory, top: tmpfsData(s, m) });
+  const image = await imageFor(s, below);
+  const mapped = await canMap(image, kernel);
+  const fd = await image.writable(rangeOf(s), { mapped, directory, top: tmpfsData(s, m) });
   return fd ? { fd, shifted: true, whole: true } : {};
 }
 
@@ -722,6 +732,19 @@ export const volumesWith = (kernel: Abilities): Module => ({
   },
 
   child: (s) => tree(s, plans.need(s)),
+
+  /** An image that is not what was signed ends whoever runs on it. */
+  started(s) {
+    for (const name of new Set(s.owned.all("mapper").map((r) => r.name)))
+      s.owned.use(
+        watchDevice(name, (what) => {
+          const error = `image ${name}: ${what} is not what was signed`;
+          s.host.audit?.record("FSA", "CONTAINER_ISOLATION", "verify-image", s.uuid, { image: name, error });
+          if (s.isC0) s.log(`${error}; core0 goes on, since the machine ends with it`);
+          else s.end(error);
+        }),
+      );
+  },
 });
 
 export const volumes = volumesWith({ mapsIds, tmpfsTakesUserXattrs });

@@ -1,0 +1,194 @@
+// A verity device for an image of a GuestOS: what is read of it is what was signed, block by block, or an I/O error.
+//
+// Nobody has to remember to remove one: as soon as it is open here it is marked for removal with its last user, as loop
+// devices are. So it outlives us under the containers that use it, the kernel counts them, and whoever comes next finds it
+// by its name and believes it only if its table proves the same root hash. A ledger names it for the moment before.
+import { fstatSync, rmSync } from "node:fs";
+import { modules } from "../run/kmod.ts";
+import { AT_FDCWD, mkdirat, mknodat, O_NOFOLLOW, O_RDONLY, openat, pread64 } from "../sys/calls.ts";
+import * as dm from "../sys/dm.ts";
+import { EEXIST, ENODEV, ENOENT, ENXIO, isErrno } from "../sys/error.ts";
+import { Fd } from "../sys/fd.ts";
+import { attachLoop } from "../sys/loop.ts";
+import { mem } from "../sys/mem.ts";
+import { now } from "../sys/now.ts";
+import { numberOf } from "../sys/sysfs.ts";
+import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
+import { activate, BLOCK, isTable, readSuperblock, SUPERBLOCK, type Superblock } from "../sys/verity.ts";
+
+/** Its processor's own SHA-256, where it has one. */
+const FASTER = process.arch === "x64" ? ["sha256-ssse3"] : [];
+
+/** Whether the kernel has a device-mapper; its modules are loaded when it is first asked. */
+export async function available(): Promise<boolean> {
+  await modules(["dm-verity"], FASTER);
+  try {
+    dm.ask(dm.version());
+    return true;
+  } catch (e) {
+    if (isErrno(e, ENOENT) || isErrno(e, ENODEV) || isErrno(e, ENXIO)) return false;
+    throw e;
+  }
+}
+
+export interface Wanted {
+  /** Of the device: one for all containers of this image. */
+  readonly name: string;
+  /** The root hash, hexadecimal, in small letters. */
+  readonly root: string;
+  readonly image: Fd;
+  /** Bytes, as signed. */
+  readonly size: number;
+  /** What losetup(8) shows for it. */
+  readonly path: string;
+  /** Where the hash tree is. */
+  readonly tree: string;
+}
+
+/** The device, opened; made if it is not there. It stays as long as anybody has it open. */
+export function openDevice(w: Wanted): Fd {
+  using tree = new Fd(now(openat(AT_FDCWD, w.tree, O_RDONLY | O_NOFOLLOW)));
+  const head = headOf(tree, w);
+  if (dm.exists(w.name)) {
+    const there = adopted(w, head);
+    if (there) return there;
+  }
+  const image = attachLoop(w.image, true, w.path);
+  using _image = image.fd; // the device keeps both
+  const hashes = attachLoop(tree, true, w.tree);
+  using _hashes = hashes.fd;
+  const held = (fd: Fd) => `/proc/self/fd/${fd.n}`;
+  activate(w.name, held(image.fd), held(hashes.fd), head, w.root);
+  const device = opened(w.name);
+  dm.ask(dm.remove(w.name, true));
+  return device;
+}
+
+function headOf(tree: Fd, w: Wanted): Superblock {
+  const bytes = mem(SUPERBLOCK);
+  const length = now(pread64(tree.n, bytes, 0));
+  let head: Superblock;
+  try {
+    head = readSuperblock(bytes.subarray(0, length));
+  } catch (cause) {
+    throw new Error(w.tree, { cause });
+  }
+  if (head.blocks * BLOCK === w.size) return head;
+  throw new Error(`${w.tree} is over ${head.blocks} blocks of ${BLOCK} bytes, the image has ${w.size} bytes`);
+}
+
+/** One that an earlier cmld has made, or another path to the same image; undefined if it has gone meanwhile. */
+function adopted(w: Wanted, head: Superblock): Fd | undefined {
+  let device: Fd;
+  const table = dm.tableStatus(w.name, true);
+  try {
+    device = opened(w.name);
+    dm.ask(table);
+  } catch (e) {
+    if (isErrno(e, ENXIO)) return undefined;
+    throw e;
+  }
+  const [line, ...more] = dm.lines(table);
+  if (line?.type === "verity" && more.length === 0 && isTable(line.text, head, w.root)) {
+    if (!isCorrupted(w.name)) return device;
+    device.close();
+    throw new Error(`device ${w.name} has met a corrupted block, and containers still use it`);
+  }
+  device.close();
+  throw new Error(`a device ${w.name} exists, and is not over this image`);
+}
+
+/** Open a device by a node that is there for this moment only. */
+function opened(name: string): Fd {
+  const { device } = dm.ask(dm.status(name));
+  const [path, S_IFBLK] = [dm.devicePath(name), 0o060000];
+  now(mkdirat(AT_FDCWD, "/dev/mapper", 0o755));
+  rmSync(path, { force: true }); // libdevmapper's, or one of a device that is no more
+  now({ ...mknodat(AT_FDCWD, path, S_IFBLK | 0o600, device), allow: EEXIST });
+  try {
+    const fd = new Fd(now(openat(AT_FDCWD, path, O_RDONLY)));
+    if (fstatSync(fd.n).rdev === device) return fd;
+    fd.close();
+    throw new Error(`${path} is another device`);
+  } finally {
+    rmSync(path, { force: true });
+  }
+}
+
+/** Whether it has met a block that was not the one that was signed, since it was made. */
+function isCorrupted(name: string): boolean {
+  const status = dm.tableStatus(name);
+  dm.ask(status);
+  return dm.lines(status).some((line) => line.text.startsWith("C"));
+}
+
+// --- corrupted blocks ------------------------------------------------------------------------
+
+/** What the kernel adds to the event of a device: which kind of block, and its number (drivers/md/dm-verity-target.c). */
+const CORRUPTED = "DM_VERITY_ERR_BLOCK_NR";
+/** DM_UUID_LEN: how libcryptsetup begins the uuid of a verity device. */
+const UUID = "CRYPT-VERITY-";
+
+interface Watched {
+  readonly name: string;
+  readonly device: number;
+  readonly on: (what: string) => void;
+}
+
+const watched = new Set<Watched>();
+let listening: Disposable | undefined;
+
+/** Call `on`, once, when the kernel has refused a block of the device `name`: from now on, or before. Nothing happens if it
+ * is no verity device. */
+export function watchDevice(name: string, on: (what: string) => void): Disposable {
+  if (!dm.exists(name)) return { [Symbol.dispose]() {} };
+  const { uuid, device } = dm.ask(dm.status(name));
+  const w: Watched = { name, device, on };
+  if (!uuid.startsWith(UUID)) return { [Symbol.dispose]() {} };
+  watched.add(w);
+  listening ??= listen();
+  if (isCorrupted(name)) tell(w, "a block");
+  return {
+    [Symbol.dispose]() {
+      watched.delete(w);
+      if (watched.size > 0) return;
+      listening?.[Symbol.dispose]();
+      listening = undefined;
+    },
+  };
+}
+
+function tell(w: Watched, what: string): void {
+  if (watched.delete(w)) w.on(what);
+}
+
+function listen(): Disposable {
+  const end = new DisposableStack();
+  const socket = end.adopt(ueventSocket(), (fd) => fd.close());
+  end.use(uevents(socket, heard, lookAround));
+  return end;
+}
+
+function heard(e: Uevent): void {
+  const [where, number] = [e.values.get(CORRUPTED), numberOf(e)];
+  if (e.action !== "change" || where === undefined || number?.kind !== "b") return;
+  const { major, minor } = number;
+  const device = ((minor & ~0xff) << 12) | (major << 8) | (minor & 0xff); // as mknod(2) has it
+  for (const w of [...watched]) if (w.device === device) check(w, words(where));
+}
+
+/** "1,42": struct verity_block_type and the number. */
+function words(where: string): string {
+  const [kind, block] = where.split(",");
+  return `${kind === "1" ? "block of hashes" : "block"} ${block}`;
+}
+
+/** Events were lost: ask. */
+function lookAround(): void {
+  for (const w of [...watched]) check(w, "a block");
+}
+
+function check(w: Watched, what: string): void {
+  if (!dm.exists(w.name)) watched.delete(w);
+  else if (isCorrupted(w.name)) tell(w, what);
+}
