@@ -90,7 +90,7 @@ INITRAMFS := initramfs/build.ts initramfs/manifest.ts initramfs/modules.ts initr
 $(OUT)/initramfs.cpio: $(OUT)/cml $(OUT)/x86_64/stage0 $(OUT)/kernel/vmlinuz $(INITRAMFS)
 	$(BUN) initramfs/build.ts
 
-$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/volumes.ts test/machine/daemons.json
+$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/volumes.ts test/machine/search.ts test/memory.ts test/machine/daemons.json
 	$(BUN) initramfs/build.ts --test
 
 .PHONY: image

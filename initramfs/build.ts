@@ -67,7 +67,7 @@ if (process.argv.includes("--test")) {
   const extra = `${OUT}/test/extra`;
   rmSync(extra, { recursive: true, force: true });
   mkdirSync(`${extra}/test`, { recursive: true });
-  const programs = ["test/machine/agent.ts", "test/machine/volumes.ts"];
+  const programs = ["agent", "volumes", "search"].map((name) => `test/machine/${name}.ts`);
   const where = ["--outdir", `${extra}/test`, "--public-path", "/test/"];
   run([process.execPath, "build", "--target=bun", ...programs, ...where]);
   copyFileSync("test/machine/daemons.json", `${extra}/test/daemons.json`);

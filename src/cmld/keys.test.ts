@@ -12,7 +12,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { C0 } from "../lib/uuid.ts";
-import { forgetKey, heldKey } from "./keys.ts";
+import { devicePassphrase, forgetKey, heldKey } from "./keys.ts";
 
 const root = mkdtempSync(join(tmpdir(), "keys-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -81,4 +81,17 @@ test("a machine without serial numbers is told about; forgetting removes every f
   await forgetKey(web.folder, "web");
   expect(readdirSync(web.folder)).toEqual([]);
   await forgetKey(join(root, "none"), "web");
+});
+
+test("the passphrase of the device's key: text, the same each time, of this machine alone, none where it says nothing", async () => {
+  const { folder, facts } = place();
+  const text = async (of: (string | undefined)[]) => {
+    using passphrase = await devicePassphrase(folder, of);
+    return passphrase?.lend((b) => Buffer.from(b).toString());
+  };
+  expect(await text(facts.map(() => undefined))).toBeUndefined();
+  const first = await text(facts);
+  expect(first).toMatch(/^[A-Za-z0-9+/]{48}$/);
+  expect(await text(facts)).toBe(first);
+  await expect(text(["machine 2"])).rejects.toThrow("the key of device does not open");
 });

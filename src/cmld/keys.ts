@@ -54,6 +54,27 @@ export async function heldKey(h: Held): Promise<Secret> {
   }
 }
 
+/** What the device's own key is encrypted with, for scd: text, so that openssl takes it as well. None on a machine that says nothing
+ * of itself, where it would protect nothing. */
+export async function devicePassphrase(folder: string, facts = machineFacts()): Promise<Secret | undefined> {
+  const path = join(folder, `${DEVICE}.sealed`);
+  const sealed = await readBounded(path, SEALED_MAX);
+  if (sealed) return unseal(sealed, DEVICE, facts);
+  if (!protects(facts)) return undefined;
+  const passphrase = Secret.random(PASSPHRASE);
+  passphrase.lend((bytes) => {
+    for (const [i, b] of bytes.entries()) bytes[i] = BASE64.charCodeAt(b & 63);
+  });
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  await writeAtomic(path, seal(passphrase, DEVICE, facts));
+  return passphrase;
+}
+
+const DEVICE = "device";
+/** Letters of six bits each. */
+const PASSPHRASE = 48;
+const BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 /** Without it the volumes are lost: what a wipe does first. */
 export async function forgetKey(folder: string, uuid: string): Promise<void> {
   for (const extension of ["recovery", "sealed", "key"]) await destroy(join(folder, `${uuid}.${extension}`));

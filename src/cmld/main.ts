@@ -28,6 +28,7 @@ import { exec } from "./exec.ts";
 import { openHost } from "./host.ts";
 import { hotplug } from "./hotplug.ts";
 import { modulesLoaded } from "./kernel.ts";
+import { devicePassphrase } from "./keys.ts";
 import { doorway } from "./modules/doorway.ts";
 import { ownLimits } from "./modules/limits.ts";
 import { procviews } from "./modules/procviews.ts";
@@ -221,6 +222,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const scd = new ScdClient({
     base: at.base,
     socket: join(dirname(at.socket), "cml-scd_control"),
+    passphrase: () => devicePassphrase(join(at.base, "keys")),
     ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
     log: (line) => log.info(line),
   });

@@ -15,6 +15,7 @@ import { now } from "../sys/now.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
 import { ended } from "../sys/poll.ts";
 import { kill, SIGTERM } from "../sys/process.ts";
+import type { Secret } from "../sys/secret.ts";
 
 const Ask = DaemonToToken.Code;
 const Say = TokenToDaemon.Code;
@@ -71,6 +72,8 @@ export interface Places {
   readonly socket: string;
   /** device.conf: pkcs11_module. */
   readonly pkcs11?: string;
+  /** What the device's key is encrypted with; absent, or none: it lies there in clear. */
+  passphrase?(): Promise<Secret | undefined>;
   log(line: string): void;
 }
 
@@ -190,11 +193,27 @@ export class ScdClient implements Scd, Disposable {
       void ended(child.pidfd).then(() => this.#ended(child.pidfd));
       void lines(out.read, (line) => log(`scd: ${line}`));
       await child.started();
+      await this.#passphrase();
     } catch (cause) {
       out.read.close();
       throw new Error("start scd", { cause });
     } finally {
       out.write.close();
+    }
+  }
+
+  /** The first thing that it is told. */
+  async #passphrase(): Promise<void> {
+    using passphrase = await this.#at.passphrase?.();
+    if (!passphrase) return;
+    const request = passphrase.lend((unwrapped_key) =>
+      DaemonToToken.encode({ code: Ask.DEVICE_PASSPHRASE, unwrapped_key }),
+    );
+    try {
+      const answer = await exchange(this.#at.socket, request, undefined);
+      if (answer && answer.code !== Say.DEVICE_CERT_OK) throw refusal(answer);
+    } finally {
+      request.fill(0);
     }
   }
 

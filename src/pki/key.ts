@@ -68,9 +68,26 @@ export class PrivateKey implements Disposable {
     return new PrivateKey(key);
   }
 
-  /** Unencrypted PKCS #8 PEM; whoever asks wipes it. */
-  pem(): Uint8Array {
-    return written((bio) => C.PEM_write_bio_PKCS8PrivateKey(bio, this.pointer, null, null, 0, null, null));
+  /** PKCS #8 PEM, with a passphrase encrypted with AES-256; without, whoever asks wipes it. */
+  pem(passphrase?: Uint8Array): Uint8Array {
+    if (!passphrase)
+      return written((bio) => C.PEM_write_bio_PKCS8PrivateKey(bio, this.pointer, null, null, 0, null, null));
+    const pass = lasting(passphrase);
+    try {
+      return written((bio) =>
+        C.PEM_write_bio_PKCS8PrivateKey(
+          bio,
+          this.pointer,
+          C.EVP_aes_256_cbc(),
+          pass,
+          pass.length,
+          null,
+          null,
+        ),
+      );
+    } finally {
+      pass.fill(0);
+    }
   }
 
   /** A digest context that signs with this key, owned by the scope: PSS for RSA where `pss`, and for RSA-PSS keys. */

@@ -8,6 +8,7 @@ import { isFor } from "../pki/certificates.ts";
 import { certify, type Extensions, type Name, request } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { readBounded, writeAtomic } from "../sys/file.ts";
+import type { Secret } from "../sys/secret.ts";
 
 const KEY = "rsa:4096";
 const DAYS = 365;
@@ -45,7 +46,23 @@ const extensions = (uuid: string): Extensions => [
 const boot = (): string => readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
 
 export class Device {
+  #passphrase: Secret | undefined;
   constructor(readonly tokens: string) {}
+
+  /** What its key is encrypted with on the disk, from now on; without it in clear, as the original's. */
+  protectWith(passphrase: Secret): void {
+    this.#passphrase?.[Symbol.dispose]();
+    this.#passphrase = passphrase;
+  }
+
+  /** For the process that makes the key. */
+  get passphrase(): Secret | undefined {
+    return this.#passphrase;
+  }
+
+  #withPassphrase<T>(use: (passphrase: Uint8Array | undefined) => T): T {
+    return this.#passphrase ? this.#passphrase.lend(use) : use(undefined);
+  }
 
   #at = (name: string): string => join(this.tokens, name);
 
@@ -64,7 +81,7 @@ export class Device {
   async initialise(): Promise<void> {
     const uuid = randomUUID();
     using key = PrivateKey.generate(KEY);
-    const pem = key.pem();
+    const pem = this.#withPassphrase((p) => key.pem(p));
     await writeAtomic(this.#at("device.key"), pem);
     pem.fill(0);
     await writeAtomic(this.#at("device.csr"), request(subject(), key, extensions(uuid)));
@@ -95,7 +112,7 @@ export class Device {
   async accept(certificate: Uint8Array): Promise<void> {
     const pem = await readBounded(this.#at("device.key"), CERTIFICATE_MAX);
     if (!pem) throw new Error("device.key is missing");
-    using key = PrivateKey.read("device.key", pem);
+    using key = this.#withPassphrase((p) => PrivateKey.read("device.key", pem, p));
     pem.fill(0);
     if (!isFor(certificate, key)) throw new Error("the certificate is for another key than this device's");
     await writeAtomic(this.#at("device.cert"), certificate);

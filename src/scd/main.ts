@@ -1,6 +1,6 @@
 // scd, the keeper of keys and judge of signatures: a process of its own that sees its token folder and what it must read,
 // and nobody else's. It answers the manager on one socket.
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { setPriority } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
@@ -14,8 +14,10 @@ import { chain } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { accepting, bindAt } from "../sys/listen.ts";
+import { lasting, mem } from "../sys/mem.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
 import { undumpable } from "../sys/process.ts";
+import { Secret } from "../sys/secret.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Device } from "./device.ts";
 import { answer, type Surroundings } from "./requests.ts";
@@ -29,7 +31,8 @@ Keeps keys and judges signatures for cmld.
   BASE            data folder with tokens/, operatingsystems/ and containers/ (default: /data/cml)
   --socket PATH   where cmld asks (default: /run/socket/cml-scd_control)
   --pkcs11 FILE   the module of tokens that are hardware (default: OpenSC's)
-  --first-key     make the device's key and its first certificate, and end
+  --first-key     make the device's key and its first certificate, and end; the key is encrypted with what comes by
+                  standard input, if anything does
   --make-token UUID
                   make a soft token with the first PIN, and end
   -h, --help      print this
@@ -116,8 +119,11 @@ function setUpDevice(device: Device, base: string, log: Log): void {
   }
   setTimeout(() => {
     log.info("making the device's key");
-    const made = Bun.spawn(own("scd", "--first-key", base), { stdio: ["ignore", "inherit", "inherit"] });
+    // By its standard input: nobody else sees it there.
+    const passphrase = device.passphrase?.lend((bytes) => lasting(bytes)) ?? mem(0);
+    const made = Bun.spawn(own("scd", "--first-key", base), { stdio: [passphrase, "inherit", "inherit"] });
     made.exited.then((status) => {
+      passphrase.fill(0);
       if (status === 0) log.info("the device's key is made");
       else failed(new Error(`exit status ${status}`));
     }, failed);
@@ -147,6 +153,8 @@ export async function main(args: string[]): Promise<number> {
   const device = new Device(tokens);
   if (values["first-key"]) {
     setPriority(19); // whoever else wants the processor gets it
+    const passphrase = Secret.take(readFileSync(0));
+    if (passphrase.length > 0) device.protectWith(passphrase);
     await device.initialise();
     return 0;
   }

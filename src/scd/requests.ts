@@ -121,6 +121,7 @@ const FAILED: Partial<Record<DaemonToToken.Code, TokenToDaemon.Code>> = {
   [Ask.UNWRAP_KEY]: Say.UNWRAPPED_KEY,
   [Ask.PULL_DEVICE_CSR]: Say.DEVICE_CSR_ERROR,
   [Ask.PUSH_DEVICE_CERT]: Say.DEVICE_CERT_ERROR,
+  [Ask.DEVICE_PASSPHRASE]: Say.DEVICE_CERT_ERROR,
   [Ask.CRYPTO_HASH_FILE]: Say.CRYPTO_HASH_ERROR,
   [Ask.CRYPTO_HASH_BUF]: Say.CRYPTO_HASH_ERROR,
   [Ask.CRYPTO_VERIFY_FILE]: Say.CRYPTO_VERIFY_ERROR,
@@ -185,6 +186,9 @@ async function done(
     case Ask.PUSH_DEVICE_CERT:
       if (!(await device.provisioning())) return NOT_PROVISIONING;
       await device.accept(request.device_cert ?? new Uint8Array());
+      return { code: Say.DEVICE_CERT_OK };
+    case Ask.DEVICE_PASSPHRASE:
+      device.protectWith(Secret.take(need(request.unwrapped_key, "unwrapped_key", PIN_MAX)));
       return { code: Say.DEVICE_CERT_OK };
     case Ask.LOCK:
     case Ask.UNLOCK:

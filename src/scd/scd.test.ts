@@ -30,6 +30,8 @@ import { Fd } from "../sys/fd.ts";
 import { now } from "../sys/now.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
 import { sendMessage } from "../sys/scm.ts";
+import { Secret } from "../sys/secret.ts";
+import { Device } from "./device.ts";
 
 const Ask = DaemonToToken.Code;
 const Say = TokenToDaemon.Code;
@@ -44,7 +46,7 @@ beforeAll(async () => {
   copyFileSync("test/data/signing/ssig_rootca.cert", at("tokens/ssig_rootca.cert"));
   for (const extension of ["conf", "sig", "cert"])
     copyFileSync(`test/data/signing/dmos-1.${extension}`, at(`operatingsystems/dmos-1.${extension}`));
-  const made = Bun.spawn([process.execPath, "src/main.ts", "scd", "--first-key", base]);
+  const made = Bun.spawn([process.execPath, "src/main.ts", "scd", "--first-key", base], { stdin: "ignore" });
   expect(await made.exited).toBe(0);
   hsm = softhsm("web", "648219");
   daemon = Bun.spawn([process.execPath, "src/main.ts", "scd", base, "--socket", path, "--pkcs11", SOFTHSM], {
@@ -251,6 +253,26 @@ test("many requests on one connection are answered in order; hostile ones end th
   expect((await ask({ code: Ask.DERIVE_KEY })).code).toBe(Say.CMD_UNKNOWN);
   expect((await ask({ code: Ask.CRYPTO_HASH_BUF })).code).toBe(Say.CRYPTO_HASH_OK);
 });
+
+test("a passphrase encrypts the device's key, and is needed from then on", async () => {
+  const passphrase = "hPz0/kQmWb7rN4";
+  const tokens = mkdtempSync(join(tmpdir(), "scd-device-"));
+  mkdirSync(join(tokens, "tokens"));
+  const argv = [process.execPath, "src/main.ts", "scd", "--first-key", tokens];
+  const made = Bun.spawn(argv, { stdin: Buffer.from(passphrase) });
+  expect(await made.exited).toBe(0);
+  const pem = readFileSync(join(tokens, "tokens/device.key"));
+  expect(pem.toString()).toStartWith("-----BEGIN ENCRYPTED PRIVATE KEY-----");
+  const from = ["-in", join(tokens, "tokens/device.key"), "-passin", `pass:${passphrase}`];
+  const checked = Bun.spawnSync(["openssl", "pkey", ...from, "-noout"]);
+  expect(checked.exitCode).toBe(0);
+  const device = new Device(join(tokens, "tokens"));
+  const certificate = readFileSync(join(tokens, "tokens/device.cert"));
+  expect(device.accept(certificate)).rejects.toThrow("device.key");
+  device.protectWith(Secret.take(Buffer.from(passphrase)));
+  await device.accept(certificate);
+  rmSync(tokens, { recursive: true });
+}, 60_000);
 
 // --- tokens ---------------------------------------------------------------------------
 

@@ -1,14 +1,18 @@
 // Tokens in a machine: what only a real boot, real hardware (QEMU's) and a slow processor can show. A locked token opens after the
 // next boot, once; a PIN is typed at a keypad; a container whose token is pulled out stops or freezes.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
 import { CORE0, seed } from "../../initramfs/seed.ts";
 import { ContainerTokenType, ContainerUsbType, ControllerToDaemon } from "../../proto/gen/proto.js";
 import { frame } from "../../src/lib/frame.ts";
+import { openPkcs12 } from "../../src/pki/pkcs12.ts";
+import { unwrap } from "../../src/pki/wrap.ts";
+import { Secret } from "../../src/sys/secret.ts";
 import { Vm } from "./qemu.ts";
+import { guest } from "./sealed.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tokens-"));
 const file = join(folder, "disk.img");
@@ -25,6 +29,7 @@ const [STOPS, FREEZES] = [
 const [STICK, KEYBOARD] = ["46f4:0001", "0627:0001"];
 const { TOKEN, PIN_ENTRY } = ContainerUsbType;
 const guest_os = "busybox";
+const DEAR = "dear-and-unmistakable\n";
 
 beforeAll(() => {
   const data = join(folder, "data");
@@ -37,7 +42,7 @@ beforeAll(() => {
     guests: ["core0-1", "busybox-1"],
     containers: [
       CORE0,
-      { uuid: SOFT, name: "soft", guest_os, token_type: ContainerTokenType.SOFT },
+      { uuid: SOFT, name: "soft", guest_os: "vault", token_type: ContainerTokenType.SOFT },
       {
         ...{ uuid: FRESH, name: "typed", guest_os, token_type: ContainerTokenType.SOFT, usb_pin_entry: true },
         usb_configs: [{ id: KEYBOARD, serial: "PIN", assign: false, type: PIN_ENTRY }],
@@ -46,15 +51,56 @@ beforeAll(() => {
       { uuid: FREEZES, name: "freezes", ...usb("TWO"), freeze_without_token: true },
     ],
   });
+  guest(base, "vault", "data", "EMPTY");
   for (const uuid of [SOFT, FRESH])
     copyFileSync(`test/data/tokens/${uuid}.p12`, join(base, `tokens/${uuid}.p12`));
   mkdirSync(join(base, "containers", SOFT));
   writeFileSync(join(base, "containers", SOFT, "token_is_paired"), "");
   copyFileSync(`test/data/tokens/${SOFT}.key`, join(base, `keys/${SOFT}.key`));
-  disk(file, 256, data);
+  disk(file, 512, data);
   writeFileSync(join(folder, "stick.img"), new Uint8Array(1 << 20));
 });
 afterAll(() => rmSync(folder, { recursive: true }));
+
+/** What must not be anywhere: the key, PINs, numbers of the token's private key. */
+function needles(): string[] {
+  const named = new Map<string, Uint8Array>();
+  for (const pin of ["newpin1", DEAR.trim()]) named.set(`PIN-${pin}`, Buffer.from(pin));
+  using pin = Secret.take(Buffer.from("newpin1"));
+  using token = openPkcs12("token", readFileSync(`test/data/tokens/${SOFT}.p12`), pin).key;
+  using key = unwrap(token, readFileSync(`test/data/tokens/${SOFT}.key`));
+  key.lend((bytes) => {
+    for (const at of [0, 32, 64]) {
+      const piece = Buffer.from(bytes.subarray(at, at + 32));
+      named.set(`key-${at}`, piece);
+      named.set(`key-${at}-hexadecimal`, Buffer.from(piece.toString("hex")));
+    }
+  });
+  const text = Bun.spawnSync(["openssl", "pkey", "-noout", "-text"], {
+    stdin: token.pem(),
+  }).stdout.toString();
+  for (const name of ["privateExponent", "prime1", "prime2"]) {
+    const found = new RegExp(`${name}:\\n((?: +[0-9a-f:]+\\n)+)`).exec(text);
+    const big = Buffer.from(found![1]!.replace(/[^0-9a-f]/g, ""), "hex").subarray(-48);
+    named.set(name, big);
+    named.set(`${name}-words`, Buffer.from(big).reverse());
+  }
+  return [...named].map(([name, bytes]) => `${name}=${Buffer.from(bytes).toString("hex")}`);
+}
+
+/** Where they are, in PID 1, cmld, scd and files. */
+async function places(vm: Vm): Promise<string[]> {
+  const cmld = [...vm.said.matchAll(/init: cmld: started, pid (\d+)/g)].at(-1)![1]!;
+  const children = await vm.ask("read", { path: `/proc/${cmld}/task/${cmld}/children` });
+  const scd: string[] = [];
+  for (const pid of children.split(" ").filter(Boolean))
+    if ((await vm.ask("read", { path: `/proc/${pid}/cmdline` })).split("\0").includes("scd")) scd.push(pid);
+  expect(scd).toHaveLength(1);
+  const argv = ["/usr/sbin/cml", "/test/search.js", ["1", cmld, ...scd].join(), ...needles()];
+  const { stdout, stderr } = await vm.ask("run", { argv, env: { BUN_BE_BUN: "1" } });
+  if (!stdout.startsWith("[")) throw new Error(stdout + stderr);
+  return JSON.parse(stdout) as string[];
+}
 
 const controlOf =
   (vm: Vm) =>
@@ -73,11 +119,27 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     const cheap = await control("newpin1\n", "start", "soft");
     expect(cheap.said).toContain("CONTAINER_START_OK");
     await vm.sees(/soft: \w+ → RUNNING/);
-    const changed = await control("newpin1\ndear\ndear\n", "change_pin", "soft");
+    const sh = (text: string) => control("", "run", "soft", "nopty", "sh", "-c", text);
+    expect((await sh("echo precious > /data/kept; sync; grep ' /data ' /proc/mounts")).said).toContain(
+      "ext4",
+    );
+    // While it runs its key is in cmld, once: a reboot from inside cannot ask for a PIN.
+    const running = await places(vm);
+    expect(running.map((line) => line.replace(/ at .*/, "")).sort()).toEqual(
+      ["key-0", "key-32", "key-64"].map((k) => `cmld: ${k}`),
+    );
+    const changed = await control(`newpin1\n${DEAR}${DEAR}`, "change_pin", "soft");
     expect(changed.said).toContain("CONTAINER_CHANGE_PIN_SUCCESSFUL");
-    const stopped = await control("dear\n", "stop", "soft");
+    const stopped = await control(DEAR, "stop", "soft");
     expect(stopped.said).toContain("CONTAINER_STOP_OK");
     await vm.sees("soft: SHUTDOWN → STOPPED");
+    expect(await places(vm)).toEqual([]);
+    expect((await control("newpin1\n", "start", "soft")).said).toContain("CONTAINER_START_PASSWD_WRONG");
+    expect((await control(DEAR, "start", "soft")).said).toContain("CONTAINER_START_OK");
+    expect((await sh("cat /data/kept")).said).toContain("precious");
+    expect((await control(DEAR, "stop", "soft")).said).toContain("CONTAINER_STOP_OK");
+    await vm.sees(/STOPPED[\s\S]*soft: SHUTDOWN → STOPPED/);
+    expect(await places(vm)).toEqual([]);
     console.log(
       `start with 2048 iterations ${cheap.ms} ms, change to 600 000 ${changed.ms} ms, stop with 600 000 ${stopped.ms} ms`,
     );
@@ -175,7 +237,7 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
 
     for (let i = 0; i < 3; i++)
       expect((await control("wrong\n", "start", "soft")).said).toContain("CONTAINER_START_PASSWD_WRONG");
-    expect((await control("dear\n", "start", "soft")).said).toContain("CONTAINER_LOCKED_TILL_REBOOT");
+    expect((await control(DEAR, "start", "soft")).said).toContain("CONTAINER_LOCKED_TILL_REBOOT");
     await vm.monitor("system_powerdown");
     await vm.ended();
   }
@@ -184,7 +246,7 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     const control = controlOf(vm);
     await vm.sees("core0: BOOTING → RUNNING");
     expect((await control("wrong\n", "start", "soft")).said).toContain("CONTAINER_START_PASSWD_WRONG");
-    expect((await control("dear\n", "start", "soft")).said).toMatch(
+    expect((await control(DEAR, "start", "soft")).said).toMatch(
       /CONTAINER_START_UNLOCK_FAILED[\s\S]*the next is taken in \d+ s/,
     );
   }
