@@ -128,6 +128,14 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     expect(running.map((line) => line.replace(/ at .*/, "")).sort()).toEqual(
       ["key-0", "key-32", "key-64"].map((k) => `cmld: ${k}`),
     );
+    // It reboots from inside, with the key that cmld has kept for this.
+    const from = vm.said.length;
+    await sh("reboot -f");
+    for (let left = 1200; !/soft: \w+ → RUNNING/.test(vm.said.slice(from)); left--) {
+      if (left === 0) throw new Error(`no reboot: ${vm.said.slice(from)}`);
+      await Bun.sleep(50); // the console tells nobody that it has grown
+    }
+    expect((await sh("cat /data/kept")).said).toContain("precious");
     const changed = await control(`newpin1\n${DEAR}${DEAR}`, "change_pin", "soft");
     expect(changed.said).toContain("CONTAINER_CHANGE_PIN_SUCCESSFUL");
     const stopped = await control(DEAR, "stop", "soft");
