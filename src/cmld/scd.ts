@@ -202,18 +202,22 @@ export class ScdClient implements Scd, Disposable {
     }
   }
 
-  /** The first thing that it is told. */
+  /** The first thing that it is told. Without it scd does everything but look at the device's key. */
   async #passphrase(): Promise<void> {
-    using passphrase = await this.#at.passphrase?.();
-    if (!passphrase) return;
-    const request = passphrase.lend((unwrapped_key) =>
-      DaemonToToken.encode({ code: Ask.DEVICE_PASSPHRASE, unwrapped_key }),
-    );
     try {
-      const answer = await exchange(this.#at.socket, request, undefined);
-      if (answer && answer.code !== Say.DEVICE_CERT_OK) throw refusal(answer);
-    } finally {
-      request.fill(0);
+      using passphrase = await this.#at.passphrase?.();
+      if (!passphrase) return;
+      const request = passphrase.lend((unwrapped_key) =>
+        DaemonToToken.encode({ code: Ask.DEVICE_PASSPHRASE, unwrapped_key }),
+      );
+      try {
+        const answer = await exchange(this.#at.socket, request, undefined);
+        if (answer && answer.code !== Say.DEVICE_CERT_OK) throw refusal(answer);
+      } finally {
+        request.fill(0);
+      }
+    } catch (e) {
+      this.#at.log(`the device's key stays closed: ${chain(e)}`);
     }
   }
 
