@@ -17,11 +17,10 @@ import { mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { command, must } from "../run/command.ts";
 import { errand } from "../run/errand.ts";
-import { modules } from "../run/kmod.ts";
-import { activate, deactivate } from "../run/mapper.ts";
+import { activate, deactivate, mapperWith } from "../run/mapper.ts";
 import { AT_FDCWD, ioctl, O_DIRECTORY, O_RDONLY, O_RDWR, openat, pwrite64 } from "../sys/calls.ts";
 import * as dm from "../sys/dm.ts";
-import { EIO, ENODEV, ENOENT, ENXIO, isErrno } from "../sys/error.ts";
+import { EIO, isErrno } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
 import { synced, writeAtomic } from "../sys/file.ts";
 import { addLogon } from "../sys/keyring.ts";
@@ -156,17 +155,7 @@ async function first(path: string, bytes: number, at = 0): Promise<Uint8Array> {
 }
 
 /** Where the kernel keeps what we ask it: asked once in a daemon's life, and loaded then. */
-export async function available(): Promise<boolean> {
-  await modules(MODULES, FASTER);
-  try {
-    using _control = dm.control();
-    dm.ask(dm.version());
-    return true;
-  } catch (e) {
-    if (isErrno(e, ENOENT) || isErrno(e, ENODEV) || isErrno(e, ENXIO)) return false;
-    throw e;
-  }
-}
+export const available = (): Promise<boolean> => mapperWith(MODULES, FASTER);
 
 interface Images {
   readonly data: Loop;

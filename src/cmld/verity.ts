@@ -4,10 +4,10 @@
 // devices are. So it outlives us under the containers that use it, the kernel counts them, and whoever comes next finds it
 // by its name and believes it only if its table proves the same root hash. A ledger names it for the moment before.
 import { fstatSync, rmSync } from "node:fs";
-import { modules } from "../run/kmod.ts";
+import { mapperWith } from "../run/mapper.ts";
 import { AT_FDCWD, mkdirat, mknodat, O_NOFOLLOW, O_RDONLY, openat, pread64 } from "../sys/calls.ts";
 import * as dm from "../sys/dm.ts";
-import { EEXIST, ENODEV, ENOENT, ENXIO, isErrno } from "../sys/error.ts";
+import { EEXIST, ENXIO, isErrno } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attachLoop } from "../sys/loop.ts";
 import { mem } from "../sys/mem.ts";
@@ -20,16 +20,7 @@ import { activate, BLOCK, isTable, readSuperblock, SUPERBLOCK, type Superblock }
 const FASTER = process.arch === "x64" ? ["sha256-ssse3"] : [];
 
 /** Whether the kernel has a device-mapper; its modules are loaded when it is first asked. */
-export async function available(): Promise<boolean> {
-  await modules(["dm-verity"], FASTER);
-  try {
-    dm.ask(dm.version());
-    return true;
-  } catch (e) {
-    if (isErrno(e, ENOENT) || isErrno(e, ENODEV) || isErrno(e, ENXIO)) return false;
-    throw e;
-  }
-}
+export const available = (): Promise<boolean> => mapperWith(["dm-verity"], FASTER);
 
 export interface Wanted {
   /** Of the device: one for all containers of this image. */

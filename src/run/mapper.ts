@@ -3,10 +3,11 @@
 import { existsSync, rmSync, statSync } from "node:fs";
 import { AT_FDCWD, mknodat, O_RDWR, openat } from "../sys/calls.ts";
 import * as dm from "../sys/dm.ts";
-import { EBUSY, EEXIST, ENXIO, isErrno, SysError } from "../sys/error.ts";
+import { EBUSY, EEXIST, ENODEV, ENOENT, ENXIO, isErrno, SysError } from "../sys/error.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
 import { errand } from "./errand.ts";
+import { modules } from "./kmod.ts";
 
 const CONTROL = new Reg(0);
 /** Writing the largest journal (64 MiB) to a slow card. */
@@ -21,6 +22,19 @@ export interface Device {
   readonly secret?: boolean;
   /** What the child does first: a key for its own keyring. */
   readonly before?: readonly Op[];
+}
+
+/** Whether the kernel has a device-mapper with these modules, which are loaded when it is first asked. */
+export async function mapperWith(names: readonly string[], maybe: readonly string[]): Promise<boolean> {
+  await modules(names, maybe);
+  try {
+    using _control = dm.control();
+    dm.ask(dm.version());
+    return true;
+  } catch (e) {
+    if (isErrno(e, ENOENT) || isErrno(e, ENODEV) || isErrno(e, ENXIO)) return false;
+    throw e;
+  }
 }
 
 async function told(requests: readonly dm.Request[], before: readonly Op[] = []): Promise<void> {

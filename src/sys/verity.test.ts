@@ -4,7 +4,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { broken, Chance, SEED } from "../../test/chance.ts";
 import { counts } from "../../test/counts.ts";
-import { BLOCK, checkTree, makeTree, readSuperblock, SUPERBLOCK, type Superblock } from "./verity.ts";
+import {
+  BLOCK,
+  checkTree,
+  isTable,
+  makeTree,
+  readSuperblock,
+  SUPERBLOCK,
+  type Superblock,
+} from "./verity.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "verity-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -72,6 +80,28 @@ test("readSuperblock(): what could weaken the proof is what it always is", () =>
     expect(() => readSuperblock(wrong)).toThrow(reason);
   }
   expect(() => readSuperblock(bytes.subarray(0, SUPERBLOCK - 1))).toThrow("511 bytes");
+});
+
+test("isTable(): a device is believed if its table proves the same, whatever devices it is over", () => {
+  const salt = Buffer.from(head.salt).toString("hex");
+  const table = `1 7:3 7:4 4096 4096 ${BLOCKS} 1 sha256 ${root} ${salt}`;
+  expect(isTable(table, head, root)).toBe(true);
+  expect(isTable(table.replace("7:3 7:4", "254:0 8:1"), head, root)).toBe(true);
+  expect(
+    isTable(`1 7:3 7:4 4096 4096 ${BLOCKS} 1 sha256 ${root} -`, { ...head, salt: new Uint8Array() }, root),
+  ).toBe(true);
+  for (const [part, other] of [
+    ["1 7:3", "0 7:3"],
+    ["4096 4096", "4096 1024"],
+    [` ${BLOCKS} `, ` ${BLOCKS - 1} `],
+    [" 1 sha256", " 2 sha256"],
+    ["sha256", "crc32c"],
+    [root, root.replace(/.$/, "x")],
+    [salt, "-"],
+  ] as const)
+    expect(isTable(table.replace(part, other), head, root)).toBe(false);
+  expect(isTable(`${table} 1 ignore_corruption`, head, root)).toBe(false);
+  expect(isTable("", head, root)).toBe(false);
 });
 
 test("fuzz: superblocks", () => {

@@ -210,9 +210,10 @@ export function activate(name: string, image: string, tree: string, head: Superb
 
 /** Whether a device's table (dm-ioctl's "table" status) says that it proves the same. */
 export function isTable(text: string, { blocks, salt }: Superblock, root: string): boolean {
-  const [version, _image, _tree, dataBlock, hashBlock, count, first, algorithm, digest, salted] =
-    text.split(" ");
+  const [version, _image, _tree, dataBlock, hashBlock, count, first, algorithm, digest, salted, ...options] =
+    text.trim().split(" ");
   return (
+    options.length === 0 && // "ignore_corruption" is one
     [version, dataBlock, hashBlock, count, first].join(" ") ===
       [HASH_TYPE, BLOCK, BLOCK, blocks, 1].join(" ") &&
     algorithm === ALGORITHM &&

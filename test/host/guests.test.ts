@@ -145,7 +145,9 @@ test(
     await g.up();
     expect(g.run("nft", "--version")).toStartWith("nftables v1");
     expect(g.run("readlink", "/usr/sbin/control")).toBe("cml");
-    expect(g.run("pidof", "uevent")).toMatch(/^\d+$/);
+    // RUNNING is said when init has been executed, which then starts it.
+    const there = "until pidof uevent; do sleep 0.1; done"; // until it runs; nothing tells
+    expect(g.run("timeout", "10", "sh", "-c", there)).toMatch(/^\d+$/);
     expect(await g.down()).toBeLessThan(10_000);
   },
   BOOT_MS,
