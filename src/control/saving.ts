@@ -1,6 +1,7 @@
 // Recovery keys and backups at the terminal: a recovery key is shown once; a backup goes to a file that nobody else may
 // read, and is there whole or not at all.
 import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { renderUnicodeCompact } from "uqr";
 import { ControllerToDaemon, DaemonToController } from "../../proto/gen/proto.js";
 import { fromWords, words } from "../lib/words.ts";
 import { type Call, type Container, isOk } from "./answer.ts";
@@ -10,6 +11,8 @@ import { Input } from "./terminal.ts";
 
 const { Command } = ControllerToDaemon;
 const { Code } = DaemonToController;
+/** Light modules around a QR code (ISO/IEC 18004, 6.3.8). */
+const QUIET_ZONE = 4;
 /** Bytes of a backup in one message. */
 const PIECE = 256 * 1024;
 
@@ -22,9 +25,8 @@ export async function recoveryKey(call: Call, connection: Connection, container:
     await out(`${text}\n`);
     return 0;
   }
-  const { drawn } = await import("./qr.ts");
   await out(
-    `recovery key of ${named(container.name)}:\n\n    ${text}\n\n${drawn(text)}\nWrite it down or photograph it, and keep it away from the device: it is shown only now.\n`,
+    `recovery key of ${named(container.name)}:\n\n    ${text}\n\n${renderUnicodeCompact(text, { border: QUIET_ZONE })}\n\nWrite it down or photograph it, and keep it away from the device: it is shown only now.\n`,
   );
   return 0;
 }
