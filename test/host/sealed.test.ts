@@ -15,6 +15,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
+import { guest } from "../machine/sealed.ts";
 import { type Client, Cmld, Code, Command } from "./daemon.ts";
 
 /** Its PIN is newpin1, its key was wrapped by the original; nobody has changed the PIN of the other. */
@@ -54,6 +55,7 @@ beforeAll(async () => {
       writeFileSync(at("containers", PAIRED, "token_is_paired"), "");
       writeFileSync(at(`keys/${PAIRED}.key`), golden(`${PAIRED}.key`));
       writeFileSync(at("keys/device_pairing_secret"), Buffer.alloc(8, 3));
+      guest(base, "vault", "data", "EMPTY");
     },
   });
   c = await cmld.client();
@@ -210,6 +212,21 @@ test("a key that is gone while its volumes are there is not replaced by another"
   expect(await start(FRESH, "")).toStartWith("CONTAINER_START_EINTERNAL: the key of data.img is gone");
   rmSync(at("containers", FRESH, "data.img"));
   writeFileSync(at(`keys/${FRESH}.key`), key);
+});
+
+test("where nothing can be encrypted, what a token protects is not started, and nothing is made in clear", async () => {
+  const text = (os: string) =>
+    readFileSync(at(`containers/${FRESH}.conf`), "utf8").replace(/guest_os: ".*"/, `guest_os: "${os}"`);
+  const use = (os: string) =>
+    c.ask(Command.CONTAINER_UPDATE_CONFIG, {
+      container_uuids: [FRESH],
+      container_config_file: utf8(text(os)),
+    });
+  expect((await use("vault")).error_text ?? "").toBe("");
+  expect(await start(FRESH)).toBe("CONTAINER_START_PASSWD_WRONG: fresh: its token needs a PIN");
+  expect(await start(FRESH, "")).toMatch(/^CONTAINER_START_EINTERNAL: .*device-mapper/);
+  expect(readdirSync(at("containers", FRESH)).filter((n) => n.endsWith(".img"))).toEqual([]);
+  expect((await use("busybox")).error_text ?? "").toBe("");
 });
 
 test("token_type stays as it is while there is data behind it", async () => {
