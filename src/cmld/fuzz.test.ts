@@ -20,6 +20,7 @@ import { numberOf } from "../sys/sysfs.ts";
 import { parseUevent, printUevent } from "../sys/uevent.ts";
 import { attribute, eventOf } from "./audit.ts";
 import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
+import { Corrupted, judged } from "./crypt.ts";
 import {
   accessOf,
   amend,
@@ -43,7 +44,7 @@ const HELD_MAX = 256 * 2 ** 20;
 const golden = new URL("../../test/data/golden/", import.meta.url).pathname;
 const classes = proto as unknown as Record<string, MessageClass>;
 
-const OURS = [BadMessage, BadText, BadConfig, BadReply, BadRule];
+const OURS = [BadMessage, BadText, BadConfig, BadReply, BadRule, Corrupted];
 
 /** Run a target on its inputs; says how many were accepted. */
 function fuzz(name: string, input: (chance: Chance) => Buffer, target: (bytes: Buffer) => void): void {
@@ -488,5 +489,19 @@ fuzz(
     }
     if (unframer.held > Math.max(8192, 2 * bytes.length)) throw new Error(`holds ${unframer.held}`);
     if (good === 0) throw new BadMessage("nothing whole");
+  },
+);
+
+const superblock = Buffer.alloc(512);
+superblock.write("integrt\0", "latin1");
+superblock[8] = 5;
+superblock.writeUInt16LE(32, 10);
+superblock.writeBigUInt64LE(131_072n, 16);
+fuzz(
+  "the superblock of a sealed volume",
+  (chance) => broken(chance, [superblock], [Buffer.from("integrt\0"), Buffer.of(0xff, 0xff, 0xff, 0xff)]),
+  (bytes) => {
+    const sectors = judged(bytes, "INTEGRITY_ENCRYPT");
+    expect(Number.isSafeInteger(sectors) && sectors > 0).toBe(true);
   },
 );

@@ -52,6 +52,8 @@ export class Disks {
   readonly #label: string;
   readonly #tried = new Set<string>();
   readonly #resolve: (found: Found) => void;
+  /** It is there: no device that comes later, a container's sealed volume say, is looked into. */
+  #over = false;
   /** Resolves when a file system with the label is there. */
   readonly found: Promise<Found>;
 
@@ -77,10 +79,12 @@ export class Disks {
   }
 
   async #try(name: string): Promise<void> {
-    if (/^(loop|ram|zram)\d/.test(name) || this.#tried.has(name)) return;
+    if (this.#over || /^(loop|ram|zram)\d/.test(name) || this.#tried.has(name)) return;
     this.#tried.add(name);
     const device = `/dev/${name.replaceAll("!", "/")}`; // sysfs writes "/" as "!"
     const found = await look(device);
-    if (found?.label === this.#label) this.#resolve({ device, clean: found.clean });
+    if (found?.label !== this.#label) return;
+    this.#over = true;
+    this.#resolve({ device, clean: found.clean });
   }
 }

@@ -40,6 +40,7 @@ export async function mountBeside(
   if (await hand.heard()) {
     const mount = new Fd(now(pidfdGetfd(hand.pidfd, LEFT)));
     hand.go();
+    await hand.gone; // with its copy: whoever closes the mount may want the device next
     return mount;
   }
   const outcome = await hand.outcome();

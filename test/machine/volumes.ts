@@ -117,16 +117,20 @@ function wrote(at: string, texts: readonly string[]): Record<string, string> {
     fsyncSync(fd);
     closeSync(fd);
   }
-  const folder = openSync(at, "r");
-  fsyncSync(folder);
-  closeSync(folder);
+  synced(at);
   return whole(at);
+}
+
+function synced(folder: string): void {
+  const fd = openSync(folder, "r");
+  fsyncSync(fd);
+  closeSync(fd);
 }
 
 // --- as the original does it, by dmsetup(8) and its table strings
 
 function dmsetup(...args: string[]): string {
-  const { status, stdout, stderr } = spawnSync("/test/dmsetup", ["--noudevsync", ...args], {
+  const { status, stdout, stderr } = spawnSync("/test/dmsetup", ["--noudevsync", "--noudevrules", ...args], {
     encoding: "utf8",
   });
   if (status !== 0) throw new Error(`dmsetup ${args.join(" ")}: ${stderr}`);
@@ -387,7 +391,7 @@ async function main([command, folder = "", mib = "0", ...rest]: string[]): Promi
       return now(sys.umount2("/run/disk", 0));
     case "wipe":
       for (const name of readdirSync(folder).filter(isVolumeFile)) rmSync(`${folder}/${name}`);
-      spawnSync("sync");
+      synced(folder);
       return null;
     case "recover":
       return recovered(folder, size, Number(rest[0]), Number(rest[1]));
