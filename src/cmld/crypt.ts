@@ -17,7 +17,7 @@ import { mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { command, must } from "../run/command.ts";
 import { errand } from "../run/errand.ts";
-import { activate, deactivate, mapperWith } from "../run/mapper.ts";
+import { create, deactivate, establish, mapperWith, numbered } from "../run/mapper.ts";
 import { AT_FDCWD, ioctl, O_DIRECTORY, O_RDONLY, O_RDWR, openat, pwrite64 } from "../sys/calls.ts";
 import * as dm from "../sys/dm.ts";
 import { EIO, isErrno } from "../sys/error.ts";
@@ -155,7 +155,7 @@ async function first(path: string, bytes: number, at = 0): Promise<Uint8Array> {
 }
 
 /** Where the kernel keeps what we ask it: asked once in a daemon's life, and loaded then. */
-export const available = (): Promise<boolean> => mapperWith(MODULES, FASTER);
+export const available = (): Promise<boolean> => mapperWith(["crypt", "integrity"], MODULES, FASTER);
 
 interface Images {
   readonly data: Loop;
@@ -180,34 +180,37 @@ async function stacked(
 ): Promise<Stack> {
   const { crypt, integrity } = labels(p);
   const made: Resource[] = [];
-  const take = async (name: string, how: () => Promise<string>): Promise<string> => {
+  const take = (name: string): number => {
     const resource: Resource = { kind: "mapper", name };
     made.push(resource);
-    return await owned.acquire(resource, how);
+    return owned.acquire(resource, () => create(name));
   };
-  const below = await take(integrity, () =>
-    key.lend((bytes) => {
-      const hmac = mode === "INTEGRITY_ONLY" ? bytes : bytes.subarray(XTS, KEY_BYTES);
-      const table = integrityTable(mode, { data: images.data.path, meta: images.meta.path }, hmac, discard);
-      const target = { sectors: images.sectors, type: "integrity", parameters: table };
-      return activate({ name: integrity, targets: [target], secret: true }).finally(() => table.fill(0));
-    }),
-  );
-  let path = below;
-  if (mode !== "INTEGRITY_ONLY")
-    path = await take(crypt, () =>
-      key.lend((bytes) => {
-        const name = `cml:${crypt}`;
-        const payload = lasting(bytes.subarray(0, mode === "AUTHENC" ? KEY_BYTES : XTS));
-        const line = cryptTable(mode, name, below, discard);
-        const device = {
-          name: crypt,
-          targets: [{ sectors: images.sectors, type: "crypt", parameters: line }],
-          before: [addLogon(name, payload)],
-        };
-        return activate(device).finally(() => payload.fill(0));
-      }),
-    );
+  const below = take(integrity);
+  const above = mode === "INTEGRITY_ONLY" ? undefined : take(crypt);
+  const paths = await key.lend((bytes) => {
+    const hmac = mode === "INTEGRITY_ONLY" ? bytes : bytes.subarray(XTS, KEY_BYTES);
+    const table = integrityTable(mode, { data: images.data.path, meta: images.meta.path }, hmac, discard);
+    const targets = [{ sectors: images.sectors, type: "integrity", parameters: table }];
+    const devices: Parameters<typeof establish>[0][number][] = [
+      { name: integrity, number: below, targets, secret: true },
+    ];
+    const name = `cml:${crypt}`;
+    const payload = lasting(bytes.subarray(0, mode === "AUTHENC" ? KEY_BYTES : XTS));
+    if (above !== undefined) {
+      const parameters = cryptTable(mode, name, numbered(below), discard);
+      devices.push({
+        name: crypt,
+        number: above,
+        targets: [{ sectors: images.sectors, type: "crypt", parameters }],
+        before: [addLogon(name, payload)],
+      });
+    }
+    return establish(devices).finally(() => {
+      table.fill(0);
+      payload.fill(0);
+    });
+  });
+  const path = paths.at(-1)!;
   return {
     path,
     async close() {

@@ -20,7 +20,7 @@ import { activate, BLOCK, isTable, readSuperblock, SUPERBLOCK, type Superblock }
 const FASTER = process.arch === "x64" ? ["sha256-ssse3"] : [];
 
 /** Whether the kernel has a device-mapper; its modules are loaded when it is first asked. */
-export const available = (): Promise<boolean> => mapperWith(["dm-verity"], FASTER);
+export const available = (): Promise<boolean> => mapperWith(["verity"], ["dm-verity"], FASTER);
 
 export interface Wanted {
   /** Of the device: one for all containers of this image. */

@@ -24,13 +24,18 @@ export interface Device {
   readonly before?: readonly Op[];
 }
 
-/** Whether the kernel has a device-mapper with these modules, which are loaded when it is first asked. */
-export async function mapperWith(names: readonly string[], maybe: readonly string[]): Promise<boolean> {
+/** Whether the kernel has a device-mapper with these kinds of target; their modules are loaded when it is first asked. */
+export async function mapperWith(
+  kinds: readonly string[],
+  names: readonly string[],
+  maybe: readonly string[],
+): Promise<boolean> {
   await modules(names, maybe);
   try {
-    using _control = dm.control();
-    dm.ask(dm.version());
-    return true;
+    const asked = dm.targets();
+    dm.ask(asked);
+    const there = dm.kinds(asked);
+    return kinds.every((kind) => there.includes(kind));
   } catch (e) {
     if (isErrno(e, ENOENT) || isErrno(e, ENODEV) || isErrno(e, ENXIO)) return false;
     throw e;
@@ -49,23 +54,41 @@ async function told(requests: readonly dm.Request[], before: readonly Op[] = [])
   }
 }
 
-/** Make the device and its node; resolves with the node's path. Fails as a whole. The caller has written down already
- * that it is to be removed (a ledger). */
-export async function activate(d: Device): Promise<string> {
-  const { device } = dm.ask(dm.create(d.name, d.uuid));
-  const table = dm.load(d.name, d.targets, {
-    readOnly: d.readOnly ?? false,
-    secret: d.secret ?? false,
-  });
+/** Give a name to a device that has no table yet: its number, as mknod(2) has it. */
+export const create = (name: string, uuid?: string): number => dm.ask(dm.create(name, uuid)).device;
+
+/** The number as a table names it: "253:0". */
+export const numbered = (device: number): string =>
+  `${(device >> 8) & 0xfff}:${(device & 0xff) | ((device >> 12) & ~0xff)}`;
+
+/** Put tables into devices that have been created, in order, by one child, and make their nodes; resolves with the nodes'
+ * paths. On failure they are removed. */
+export async function establish(
+  devices: readonly (Device & { readonly number: number })[],
+): Promise<string[]> {
+  const tables = devices.map((d) => dm.load(d.name, d.targets, d));
+  const requests = devices.flatMap((d, i) => [tables[i]!, dm.resume(d.name)]);
   try {
-    await told([table, dm.resume(d.name)], d.before);
-    return node(d.name, device);
+    await told(
+      requests,
+      devices.flatMap((d) => d.before ?? []),
+    );
+    return devices.map((d) => node(d.name, d.number));
   } catch (e) {
-    await deactivate(d.name).catch(() => {});
+    for (const d of devices.toReversed()) await deactivate(d.name).catch(() => {});
     throw e;
   } finally {
-    if (d.secret) table.bytes.fill(0);
+    devices.forEach((d, i) => {
+      if (d.secret) tables[i]!.bytes.fill(0);
+    });
   }
+}
+
+/** Make one device and its node; resolves with the node's path. The caller has written down already that it is to be
+ * removed (a ledger). */
+export async function activate(d: Device): Promise<string> {
+  const [path] = await establish([{ ...d, number: create(d.name, d.uuid) }]);
+  return path!;
 }
 
 /** /dev/mapper/NAME, also where a udev may make it first. */

@@ -45,7 +45,7 @@ export async function mountBeside(
   }
   const outcome = await hand.outcome();
   const what = `mounting ${type} from ${source}`;
-  if ("status" in outcome) throw new Error(`${what}: the child ended early`);
-  const step = ops[outcome.step];
-  throw new SysError(outcome.errno, step ? `${what}: ${show(step)}` : what);
+  const step = "status" in outcome ? undefined : ops[outcome.step];
+  if ("status" in outcome || !step) throw new Error(`${what}: not done in time`);
+  throw new SysError(outcome.errno, `${what}: ${show(step)}`);
 }
