@@ -15,7 +15,7 @@ import { guest, inside } from "../machine/sealed.ts";
 import { keep, median, report } from "./report.ts";
 
 const FIRST_MB = 256;
-const SPEED_MB = 64;
+const SPEED_MB = 32;
 const FIRSTS = 3;
 const ROUNDS = 10;
 

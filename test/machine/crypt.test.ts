@@ -72,6 +72,10 @@ test("dmsetup opens ours and we open its, in the three modes; what grows keeps i
     expect((await vm.ask("stat", { path: `${at("ours")}/data.img` })).size).toBe(40 << 20);
     expect(await volumes("by-original", at("ours"), 40, "INTEGRITY_ENCRYPT")).toEqual(second);
     expect(await volumes("read", at("ours"), 16)).toEqual(second);
+    await expect(volumes("with-another-key", at("ours"), 40)).rejects.toThrow(
+      "its first sectors can't be read",
+    );
+    expect(await volumes("read", at("ours"), 40)).toEqual(second);
 
     // A key that is another's, or an image that somebody has changed, gives an error and never other data.
     const big = (await volumes("write", at("changed"), 32, "a", "b", "c")) as object;

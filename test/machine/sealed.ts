@@ -1,7 +1,7 @@
 // What tests of sealed volumes share: a guest with a volume of its own, a container of it, and words for what happens in
 // the machine.
 import { expect } from "bun:test";
-import { linkSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { linkSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
 import { signed } from "../../initramfs/pki.ts";
@@ -15,7 +15,7 @@ export const MIB = 64;
 export function guest(base: string, name: string, image: string, type: string): void {
   const at = (...parts: string[]) => join(base, "operatingsystems", ...parts);
   mkdirSync(at(`${name}-1`));
-  linkSync(at("busybox-1/root.img"), at(`${name}-1/root.img`));
+  for (const file of readdirSync(at("busybox-1"))) linkSync(at("busybox-1", file), at(`${name}-1`, file));
   const what = `image_file: "${image}"\n  mount_point: "/data"\n  fs_type: "ext4"\n  mount_type: ${type}`;
   const conf = readFileSync(at("busybox-1.conf"), "utf8").replace('name: "busybox"', `name: "${name}"`);
   const own = `mounts {\n  ${what}\n  def_size: ${MIB}\n}\n`;

@@ -63,10 +63,10 @@ async function opened<T>(
   folder: string,
   mib: number,
   visit: (v: Opened) => T | Promise<T>,
-  only = false,
+  bytes = KEY,
 ): Promise<T> {
   try {
-    using key = Secret.take(only ? KEY.slice(64) : KEY.slice());
+    using key = Secret.take(bytes.slice());
     const volume = await openVolume({
       place: place(folder),
       key,
@@ -83,7 +83,7 @@ async function opened<T>(
 }
 
 /** The same with its files. */
-const visited = <T>(folder: string, mib: number, visit: (at: string) => T, only = false): Promise<T> =>
+const visited = <T>(folder: string, mib: number, visit: (at: string) => T, bytes = KEY): Promise<T> =>
   opened(
     folder,
     mib,
@@ -92,7 +92,7 @@ const visited = <T>(folder: string, mib: number, visit: (at: string) => T, only 
       if (volume.blocks !== undefined) await growMounted(mount, volume.blocks);
       return visit(at(mount));
     },
-    only,
+    bytes,
   );
 
 /** Memory for O_DIRECT. */
@@ -374,7 +374,9 @@ async function main([command, folder = "", mib = "0", ...rest]: string[]): Promi
     case "write":
       return visited(folder, size, (at) => wrote(at, rest));
     case "read":
-      return visited(folder, size, whole, rest[0] === "INTEGRITY_ONLY");
+      return visited(folder, size, whole, rest[0] === "INTEGRITY_ONLY" ? KEY.slice(64) : KEY);
+    case "with-another-key":
+      return visited(folder, size, whole, KEY.toReversed());
     case "as-original":
       return asOriginal(folder, size, rest[0] as Kind, rest.slice(1));
     case "by-original":
