@@ -280,7 +280,7 @@ async function lines(from: Fd, say: (line: string) => void): Promise<void> {
   try {
     for await (const chunk of Bun.file(from.n).stream()) {
       const [last, ...whole] = (rest + decoder.decode(chunk, { stream: true })).split("\n").reverse();
-      for (const line of whole.reverse()) say(line);
+      for (const line of whole.reverse()) if (line !== "") say(line);
       rest = last!.slice(0, LINE_MAX);
     }
   } finally {

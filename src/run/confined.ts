@@ -189,7 +189,11 @@ export async function confined(c: Confinement): Promise<Child> {
   for (const path of c.writable) await lend(path, "written");
   for (const path of c.readable) await lend(path, "read");
   const abi = landlockAbi();
+  const inherited = [c.output, c.errors, c.listening?.n, c.network instanceof Fd ? c.network.n : undefined];
+  const kept = [...inherited.filter((n) => n !== undefined), ...folders.map(([, tree]) => tree.n)];
   const room = (report: number): Op[] => [
+    // Whoever starts us may be killed meanwhile: the next one must not find its locks held.
+    ...sys.closeAllBut([report, ...kept]),
     sys.setsid(),
     ...(c.network instanceof Fd ? [sys.setns(c.network.n, sys.CLONE_NEWNET)] : []),
     sys.mount("none", "/", "none", sys.MS_REC | sys.MS_SLAVE),
@@ -230,7 +234,8 @@ export async function confined(c: Confinement): Promise<Child> {
     sys.setgroups(),
     sys.setresgid(c.id),
     sys.setresuid(c.id), // with it go all capabilities (capabilities(7))
-    ...(c.mortal ? [sys.prctl(PR.pdeathsig, SIGKILL)] : []),
+    // Somebody who has died before that would not be noticed: nobody reads what we say then (SIGPIPE).
+    ...(c.mortal ? [sys.prctl(PR.pdeathsig, SIGKILL), sys.writeText(2, "\n")] : []),
     sys.prctl(PR.noNewPrivileges, 1),
     ...filter(c.network !== undefined),
     ...sys.closeAllBut([...(c.listening ? [FIRST_LISTENING] : []), report]),
