@@ -84,7 +84,7 @@ export class SoftToken implements Token {
     } catch (e) {
       if (e instanceof WrongPassword)
         throw new WrongPassword(`the PIN is wrong; ${await this.#tries.left()}`);
-      await this.#tries.succeeded(); // a damaged file says nothing about the PIN
+      await this.#tries.undone(); // a damaged file says nothing about the PIN
       throw e;
     }
     try {

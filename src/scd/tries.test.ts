@@ -32,6 +32,16 @@ test("success forgets them", async () => {
   for (let i = 0; i < 3; i++) await tries.begin();
 });
 
+test("a try that told nothing does not count, and forgets none", async () => {
+  await tries.begin();
+  await tries.undone();
+  expect(existsSync(tries.file)).toBe(false);
+  await tries.begin();
+  await tries.begin();
+  await tries.undone();
+  expect(await tries.left()).toBe("2 more in this boot");
+});
+
 test("after a boot: one at once, then each wait is twice the last, at most an hour", async () => {
   for (let i = 0; i < 3; i++) await tries.begin();
   at = { boot: BOOTS[1], seconds: 5 };

@@ -42,6 +42,8 @@ interface Count {
 }
 
 export class Tries {
+  /** Before the try that was begun last. */
+  #before: Count | undefined;
   constructor(
     readonly file: string,
     readonly moment: () => Moment = present,
@@ -68,11 +70,18 @@ export class Tries {
       const wait = Math.min(2 ** count.all, WAIT_MAX_S) - (at.seconds - count.last);
       if (wait > 0) throw new Error(`${count.all} wrong PINs: the next is taken in ${wait} s`);
     }
-    const next = { boot: at.boot, here: here + 1, all: count.all + 1, last: at.seconds };
-    await writeAtomic(
-      this.file,
-      `boot ${next.boot}\nhere ${next.here}\nall ${next.all}\nlast ${next.last}\n`,
-    );
+    this.#before = count;
+    await this.#write({ boot: at.boot, here: here + 1, all: count.all + 1, last: at.seconds });
+  }
+
+  async #write({ boot, here, all, last }: Count): Promise<void> {
+    await writeAtomic(this.file, `boot ${boot}\nhere ${here}\nall ${all}\nlast ${last}\n`);
+  }
+
+  /** The PIN was neither right nor wrong: the try does not count, those before it do. */
+  async undone(): Promise<void> {
+    if (!this.#before || this.#before.all === 0) await this.succeeded();
+    else await this.#write(this.#before);
   }
 
   async succeeded(): Promise<void> {

@@ -54,7 +54,7 @@ export class UsbToken implements Token {
       if (e instanceof PinLocked) throw new LockedTillReboot(`${e.message}, until its owner unblocks it`);
       if (e instanceof WrongPassword)
         throw new WrongPassword(`the PIN is wrong; ${await this.#tries.left()}`);
-      await this.#tries.succeeded();
+      await this.#tries.undone();
       throw e;
     }
     await this.#tries.succeeded();
