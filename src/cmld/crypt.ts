@@ -17,7 +17,7 @@ import { mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { command, must } from "../run/command.ts";
 import { errand } from "../run/errand.ts";
-import { create, deactivate, establish, mapperWith, numbered } from "../run/mapper.ts";
+import { type Created, create, deactivate, establish, mapperWith, numbered } from "../run/mapper.ts";
 import { AT_FDCWD, ioctl, O_DIRECTORY, O_RDONLY, O_RDWR, openat, pwrite64 } from "../sys/calls.ts";
 import * as dm from "../sys/dm.ts";
 import { EIO, isErrno } from "../sys/error.ts";
@@ -191,9 +191,7 @@ async function stacked(
     const hmac = mode === "INTEGRITY_ONLY" ? bytes : bytes.subarray(XTS, KEY_BYTES);
     const table = integrityTable(mode, { data: images.data.path, meta: images.meta.path }, hmac, discard);
     const targets = [{ sectors: images.sectors, type: "integrity", parameters: table }];
-    const devices: Parameters<typeof establish>[0][number][] = [
-      { name: integrity, number: below, targets, secret: true },
-    ];
+    const devices: Created[] = [{ name: integrity, number: below, targets, secret: true }];
     const name = `cml:${crypt}`;
     const payload = lasting(bytes.subarray(0, mode === "AUTHENC" ? KEY_BYTES : XTS));
     if (above !== undefined) {
@@ -340,7 +338,7 @@ export async function openVolume(a: Asked): Promise<Opened> {
 }
 
 async function makeVolume(a: Asked): Promise<Opened> {
-  const { place, owned, log } = a;
+  const { place, log } = a;
   const began = performance.now();
   const mode = modeOf(place.folder, a.key.length);
   if (mode === "AUTHENC") throw new Error(`${place.folder} has volumes of the old kind only: none is added`);
@@ -348,7 +346,28 @@ async function makeVolume(a: Asked): Promise<Opened> {
   if (!existsSync(join(place.folder, STACKED))) await writeAtomic(join(place.folder, STACKED), "");
   const names = files(place);
   const fresh = { data: `${names.data}.new`, meta: `${names.meta}.new` };
-  for (const path of [fresh.data, fresh.meta, names.meta]) await rm(path, { force: true }); // of an interrupted making
+  const clear = async () => {
+    for (const path of [fresh.data, fresh.meta, names.meta]) await rm(path, { force: true });
+  };
+  await clear(); // what an interrupted making left
+  try {
+    const path = await formatted(a, mode, fresh);
+    await rename(fresh.meta, names.meta);
+    await rename(fresh.data, names.data);
+    await synced(place.folder);
+    await writeAtomic(names.made, "");
+    const ms = Math.round(performance.now() - began);
+    log(`made volume ${place.image}: ${a.bytes >> 20} MiB, ${mode}, ${ms} ms`);
+    return { path, mode, blocks: undefined };
+  } catch (e) {
+    if (!existsSync(names.data)) await clear();
+    throw e;
+  }
+}
+
+/** Two images, and an empty file system in them, open without `allow_discards`. */
+async function formatted(a: Asked, mode: Mode, fresh: { data: string; meta: string }): Promise<string> {
+  const { place, owned } = a;
   const bytes = Math.floor(a.bytes / SECTOR) * SECTOR;
   for (const [path, size] of [
     [fresh.data, bytes],
@@ -375,12 +394,7 @@ async function makeVolume(a: Asked): Promise<Opened> {
     await using file = await open(path, "r");
     await file.sync();
   }
-  await rename(fresh.meta, names.meta);
-  await rename(fresh.data, names.data);
-  await synced(place.folder);
-  await writeAtomic(names.made, "");
-  log(`made volume ${place.image}: ${bytes >> 20} MiB, ${mode}, ${Math.round(performance.now() - began)} ms`);
-  return { path: stack.path, mode, blocks: undefined };
+  return stack.path;
 }
 
 async function openMade(a: Asked): Promise<Opened> {
@@ -415,7 +429,8 @@ async function openMade(a: Asked): Promise<Opened> {
     system = await fileSystem(stack.path); // its journal may have changed its size
   }
   // What lies behind the file system has no valid tags, and nothing is lost there: a power cut while growing is mended so.
-  const smaller = mode !== "AUTHENC" && system.bytes + GROWS_FROM <= bytes;
+  const gap = mode === "AUTHENC" ? 0 : bytes - system.bytes;
+  const smaller = gap > 0 && (has < bytes || gap >= NO_GROUP);
   if (smaller) {
     await stack.close();
     const session = await stacked(place, images, mode, a.key, owned, true);
@@ -429,8 +444,9 @@ async function openMade(a: Asked): Promise<Opened> {
   return { path: stack.path, mode, blocks: smaller ? Math.floor(bytes / system.block) : undefined };
 }
 
-/** A file system this much smaller than its device is not grown: it ends with a whole block group. */
-const GROWS_FROM = 1 << 20;
+/** So much at a device's end may be too little for a block group, and stay unused for good (ext4_resize_fs of
+ * fs/ext4/resize.c); its inode table alone has 2 MiB. */
+const NO_GROUP = 8 << 20;
 
 /** Grow the mounted file system: the kernel does it in transactions, so that a power cut leaves one of the old size or of
  * the new (EXT4_IOC_RESIZE_FS of fs/ext4/ext4.h). */

@@ -24,6 +24,11 @@ export interface Device {
   readonly before?: readonly Op[];
 }
 
+/** One that has been created. */
+export interface Created extends Device {
+  readonly number: number;
+}
+
 /** Whether the kernel has a device-mapper with these kinds of target; their modules are loaded when it is first asked. */
 export async function mapperWith(
   kinds: readonly string[],
