@@ -77,10 +77,14 @@ export interface Daemon {
   changePin(c: Known, pin: Secret, fresh: Secret): Promise<void>;
   /** A PIN that somebody types at the keypad which its configuration names. */
   typedPin(c: Known, gone: AbortSignal): Promise<Secret>;
-  /** A new recovery key of its volumes. `pin` where a token protects them; so for save(). */
+  /** A new recovery key of its volumes. `pin` where a token protects them. */
   recoveryKey(c: Known, pin: Secret | undefined): Promise<Secret>;
-  /** A backup, piece by piece. */
-  save(c: Known, pin: Secret | undefined, to: (piece: Uint8Array) => Promise<void>): Promise<void>;
+  /** A backup, piece by piece. By its recovery key where the token is lost. */
+  save(
+    c: Known,
+    by: { readonly pin?: Secret | undefined; readonly recovery?: Secret | undefined },
+    to: (piece: Uint8Array) => Promise<void>,
+  ): Promise<void>;
   /** A container from a backup; the recovery key is taken over. */
   restore(recovery: Secret): Promise<Restoring>;
   explain(c: Known): Promise<string[]>;
@@ -518,9 +522,10 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     failure: FAILED,
     async run(d, r, client) {
       const c = one(d, r);
-      using pin = await pinOf(d, r, c, client, START);
+      using recovery = r.import_data ? Secret.take(r.import_data) : undefined;
+      using pin = recovery ? undefined : await pinOf(d, r, c, client, START);
       await asked(
-        d.save(c, pin, async (export_data) => {
+        d.save(c, { pin, recovery }, async (export_data) => {
           if (client.peer.gone.aborted) throw new Error("the client is gone");
           await client.send({ code: Code.EXPORT_DATA, export_data });
         }),
@@ -971,7 +976,12 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         peer.close();
         return;
       }
-      if (r.container_start_params?.key || r.device_pin || r.device_newpin)
+      if (
+        r.container_start_params?.key ||
+        r.device_pin ||
+        r.device_newpin ||
+        (r.command === Command.EXPORT && r.import_data)
+      )
         overwriteReceived(message.length + 4);
       try {
         await handle(d, r, c);

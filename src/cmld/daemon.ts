@@ -43,7 +43,7 @@ import { Supervisor } from "./modules/seccomp/supervisor.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { imageName, volumeFile, volumeSize } from "./modules/volumes.ts";
 import { typedPin } from "./pinpad.ts";
-import { keyWithoutToken, makeRecoveryKey, restoration, save, settle } from "./saving.ts";
+import { keyWithoutToken, makeRecoveryKey, recovered, restoration, save, settle } from "./saving.ts";
 import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
@@ -647,11 +647,17 @@ export class Manager implements Daemon {
     return recovery;
   }
 
-  save(known: Known, pin: Secret | undefined, to: (piece: Uint8Array) => Promise<void>): Promise<void> {
+  save(
+    known: Known,
+    by: { readonly pin?: Secret | undefined; readonly recovery?: Secret | undefined },
+    to: (piece: Uint8Array) => Promise<void>,
+  ): Promise<void> {
     return this.#turn(known.uuid, async () => {
       const c = this.#managed(known);
-      if (c.state !== "STOPPED") throw new Error(`${shownName(c.config.name)} is ${c.state}: stop it first`);
-      using key = await this.#keyOf(c, pin);
+      const still = c.state === "STOPPED" || (by.recovery && c.state === "ZOMBIE"); // its token is damaged
+      if (!still) throw new Error(`${shownName(c.config.name)} is ${c.state}: stop it first`);
+      const { base } = this.#m.host;
+      using key = await (by.recovery ? recovered(base, c, by.recovery) : this.#keyOf(c, by.pin));
       const folder = join(this.#m.host.base, "containers");
       const signed = this.#m.device.signed_configs ? await signatureOf(folder, c.uuid) : undefined;
       const about = {

@@ -9,7 +9,7 @@ import { Secret } from "../sys/secret.ts";
 import { type About, backup, isPart, Restoration } from "./backup.ts";
 import { STACKED } from "./crypt.ts";
 import { heldKey } from "./keys.ts";
-import { RECOVERY_BYTES, RECOVERY_MAX, wrap } from "./recovery.ts";
+import { RECOVERY_BYTES, RECOVERY_MAX, unwrap, wrap } from "./recovery.ts";
 
 /** Whose volumes they are. */
 export interface Owner {
@@ -25,6 +25,13 @@ export function keyWithoutToken(base: string, c: Owner, log: (line: string) => v
   if (!existsSync(join(c.imageDir, STACKED)))
     throw new Error("it has no sealed volumes: they are made when it starts for the first time");
   return heldKey({ folder: keysOf(base), uuid: c.uuid, images: c.imageDir, log });
+}
+
+/** The key of volumes whose token is lost. */
+export async function recovered(base: string, c: Owner, recovery: Secret): Promise<Secret> {
+  const wrapped = await readBounded(recoveryFile(base, c.uuid), RECOVERY_MAX);
+  if (!wrapped) throw new Error("it has no recovery key");
+  return unwrap(wrapped, recovery);
 }
 
 /** A new recovery key; one that was there before opens nothing any more. */

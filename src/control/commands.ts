@@ -417,10 +417,18 @@ const recoveryKey = (call: Call): Promise<number> =>
     (await import("./saving.ts")).recoveryKey(call, connection, container),
   );
 
-const save = (call: Call): Promise<number> =>
-  opened(call, Command.EXPORT, async (connection) =>
-    (await import("./saving.ts")).save(call, connection, call.given.word("file")),
-  );
+async function save(call: Call): Promise<number> {
+  const saving = await import("./saving.ts");
+  const path = call.given.word("file");
+  if (!call.given.has("recovery"))
+    return await opened(call, Command.EXPORT, (connection) => saving.save(call, connection, path));
+  using connection = await call.connect();
+  const [container] = await find(connection, [call.given.word("container")]);
+  const import_data = await saving.typed(call);
+  await connection.send({ command: Command.EXPORT, container_uuids: [container!.uuid], import_data });
+  import_data.fill(0);
+  return await saving.save(call, connection, path);
+}
 
 async function restore(call: Call): Promise<number> {
   using connection = await call.connect();
@@ -641,7 +649,10 @@ export const COMMANDS: readonly Row[] = [
       "Printed once, as words, and kept nowhere: whoever has them can restore a backup of the container. One that was made before opens nothing any more, except the backups made with it.",
   }),
   row("export", [CONTAINER, file("file", "where to")], "write a backup of a container to a file", save, {
-    options: [KEY],
+    options: [
+      KEY,
+      { name: "recovery", short: "r", description: "by its recovery key, where its token is lost" },
+    ],
     details:
       "Configuration and volumes, encrypted: it can be restored on any device that has the GuestOS, with the container's recovery key. The container must be stopped.",
   }),

@@ -31,6 +31,13 @@ export async function recoveryKey(call: Call, connection: Connection, container:
   return 0;
 }
 
+/** The recovery key that somebody types. */
+export async function typed(call: Call): Promise<Uint8Array> {
+  await using input = new Input(call.manner === "json");
+  using line = await input.secret("Recovery key: ");
+  return line.lend((bytes) => fromWords(Buffer.from(bytes).toString("latin1")));
+}
+
 export async function save(call: Call, connection: Connection, path: string): Promise<number> {
   const fresh = `${path}.new`;
   const fd = openSync(fresh, "w", 0o600);
@@ -59,9 +66,7 @@ export async function save(call: Call, connection: Connection, path: string): Pr
 export async function restore(call: Call, connection: Connection, path: string): Promise<number> {
   const fd = openSync(path, "r"); // before anybody is asked
   try {
-    await using input = new Input(call.manner === "json");
-    using typed = await input.secret("Recovery key: ");
-    const key = typed.lend((bytes) => fromWords(Buffer.from(bytes).toString("latin1")));
+    const key = await typed(call);
     let container_start_params: { key: Uint8Array } | undefined = { key };
     const piece = Buffer.alloc(PIECE);
     for (;;) {

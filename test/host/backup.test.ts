@@ -131,6 +131,9 @@ test("control shows the key once, as words; a client that goes away leaves nothi
   expect(fromWords(words)).toHaveLength(16);
   const file = at("web.backup");
   expect((await control("", "export", "web", file))[0]).toBe(0);
+  expect((await control(words, "export", "--recovery", "web", file))[0]).toBe(0);
+  const other = "lusab-babad-gutih-tugad-lusab-babad-gutih-tugad-tizol";
+  expect((await control(other, "export", "-r", "web", file))[2]).toMatch(/recovery key/);
   expect(statSync(file).mode & 0o777).toBe(0o600);
 
   {
