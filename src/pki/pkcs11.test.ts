@@ -19,7 +19,10 @@ beforeAll(() => {
   module = Pkcs11Module.open(SOFTHSM);
   token = module.token((t) => t.label === "web", "web");
 });
-afterAll(() => hsm[Symbol.dispose]());
+afterAll(() => {
+  module[Symbol.dispose]();
+  hsm[Symbol.dispose]();
+});
 
 test("tokens have serial numbers; one that is not there is said to be gone", () => {
   expect(token.serial).toMatch(/^[0-9a-f]{16}$/);
@@ -71,7 +74,7 @@ test("a key of 96 bytes becomes 104 by RFC 3394, and only its key brings it back
 });
 
 test("what it wraps, openssl unwraps: the original's 104 bytes", () => {
-  const kek = randomBytes(32);
+  const kek = Buffer.from(randomBytes(16).toString("hex")); // softhsm2-util stumbles over some bytes
   const file = join(hsm.folder, "kek");
   writeFileSync(file, kek);
   const run = (argv: string[], stdin?: Uint8Array) => {

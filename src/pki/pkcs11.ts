@@ -149,13 +149,13 @@ export interface Wanted {
 
 const opened = new Map<string, Pkcs11Module>();
 
-export class Pkcs11Module {
+export class Pkcs11Module implements Disposable {
   private constructor(
     readonly path: string,
     readonly functions: Pkcs11,
   ) {}
 
-  /** One for each file, for as long as the process lives. */
+  /** One for each file, until it is disposed of. */
   static open(path: string): Pkcs11Module {
     let module = opened.get(path);
     if (module) return module;
@@ -170,6 +170,12 @@ export class Pkcs11Module {
     module = new Pkcs11Module(path, functions);
     opened.set(path, module);
     return module;
+  }
+
+  /** Its sessions end; the next open() begins anew. */
+  [Symbol.dispose](): void {
+    opened.delete(this.path);
+    this.functions.C_Finalize(null);
   }
 
   /** Tokens that are there now. */
