@@ -976,18 +976,19 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         peer.close();
         return;
       }
-      if (
+      const secret =
         r.container_start_params?.key ||
         r.device_pin ||
         r.device_newpin ||
-        (r.command === Command.EXPORT && r.import_data)
-      )
-        overwriteReceived(message.length + 4);
+        (r.command === Command.EXPORT && r.import_data);
+      if (secret) overwriteReceived(message.length + 4);
       try {
         await handle(d, r, c);
       } catch (e) {
         c.warn(`control: ${Command[r.command]}: ${chain(e)}`); // the answer itself could not be made
         await c.send({ ...FAILED, error_text: chain(e) });
+      } finally {
+        if (secret) message.fill(0); // also where nobody has looked at it
       }
     },
     complaint: (text) => encode({ ...FAILED, error_text: text }),
