@@ -60,8 +60,9 @@ export function keyed(text: string | undefined, key: string): number | undefined
 }
 
 /** Tell what a file of "key number" lines says, now and whenever it changes; undefined once its group is gone. It is
- * read through the watched descriptor: only that tells the kernel that the change has been seen. */
-export function watchFile(path: string, tell: (text: string | undefined) => void): Disposable {
+ * read through the watched descriptor: only that tells the kernel that the change has been seen. `restMs`: changes sooner
+ * after each other are told as one. */
+export function watchFile(path: string, tell: (text: string | undefined) => void, restMs = 0): Disposable {
   const fd = new Fd(now(openat(AT_FDCWD, path, O_RDONLY)));
   const buffer = Buffer.alloc(EVENTS_SIZE);
   const text = (): string | undefined => {
@@ -72,14 +73,20 @@ export function watchFile(path: string, tell: (text: string | undefined) => void
       throw e;
     }
   };
+  let rest: Timer | undefined;
   const w = watch(fd, EPOLLPRI, () => {
     const found = text();
     if (found === undefined) w.pause();
+    else if (restMs > 0) {
+      w.pause();
+      rest = setTimeout(() => w.resume(), restMs);
+    }
     tell(found);
   });
   tell(text());
   return {
     [Symbol.dispose]() {
+      clearTimeout(rest);
       w[Symbol.dispose]();
       fd.close();
     },

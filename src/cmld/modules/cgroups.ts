@@ -116,6 +116,8 @@ export function shortOfMemory(s: Pick<Start, "host" | "uuid">): string | undefin
   return own ? "killed by its memory limit" : "killed because all containers together ran out of memory";
 }
 
+/** The kernel changes the file whenever a limit is met, up to a hundred times a second. */
+const KILLS_MS = 500;
 /** A line whenever the kernel kills inside: a guest's own limits may end one service and leave the rest alone. */
 function tellKills(s: Start): void {
   const path = join(groupOf(s), "memory.events");
@@ -126,7 +128,13 @@ function tellKills(s: Start): void {
     if (all > before) s.log(`out of memory: the kernel killed ${all - before} of its processes`);
     before = all;
   };
-  s.owned.use(watchFile(path, tell));
+  const watching = watchFile(path, tell, KILLS_MS);
+  s.owned.use({
+    [Symbol.dispose]() {
+      watching[Symbol.dispose]();
+      tell(read(groupOf(s), "memory.events"));
+    },
+  });
 }
 
 export const cgroups: Module = {
