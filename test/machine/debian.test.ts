@@ -39,11 +39,11 @@ const DEEDS: readonly (readonly [script: string, says: string | RegExp])[] = [
   // As rootless engines make their containers, by a user who is not root.
   [
     `cat > /tmp/inner << 'END'
-       mount -t tmpfs t /srv && cd /srv && mkdir l u w m && mount -t overlay -o lowerdir=l,upperdir=u,workdir=w,userxattr o m
-       touch m/x && hostname inner && echo $(ls u) $$ $(hostname)
+       mount -t tmpfs t /srv && cd /srv && mkdir l u m && touch l/x u/y
+       mount -t overlay -o lowerdir=l:u,userxattr o m && hostname inner && echo $(ls m) $$ $(hostname)
 END
      su user -c 'unshare -Urmpfniu --mount-proc sh /tmp/inner'`,
-    "x 1 inner",
+    "x y 1 inner",
   ],
   ["hostnamectl --static && hostnamectl hostname new && hostname", "new"],
   ["journalctl -b --no-pager -n 1 -o cat | grep -c .", "1"],
