@@ -32,7 +32,7 @@ import type { Start } from "./module.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { mountOver, type Range } from "./overlay.ts";
 import { mountShifted, type Shifted, shift } from "./ownership.ts";
-import { available, openDevice } from "./verity.ts";
+import { available, deviceName, isCorrupted, openDevice, watchDevice } from "./verity.ts";
 
 const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
 
@@ -40,7 +40,7 @@ const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
 export interface Source {
   /** Of the file; the hash tree lies beside it, with .hash.img for .img. */
   readonly path: string;
-  /** "debian-1-root": its verity device is called so. */
+  /** "debian-1-root": its verity device is called so, if it can be. */
   readonly title: string;
   /** Of its file system, and how that is mounted. */
   readonly type: string;
@@ -53,7 +53,7 @@ export interface Source {
   readonly sha1: string;
 }
 
-type For = Pick<Start, "host" | "owned" | "log">;
+type For = Pick<Start, "uuid" | "host" | "owned" | "log">;
 
 interface Shared {
   /** Grows old when the file changes. */
@@ -71,7 +71,7 @@ export async function useImage(source: Source, s: For): Promise<Image> {
   using end = new DisposableStack();
   const file = end.use(new Fd(now(openat(AT_FDCWD, source.path, O_RDONLY | O_NOFOLLOW))));
   const byBlock = source.verity !== "" && (await verityHere(source, s));
-  if (byBlock) s.owned.acquire({ kind: "mapper", name: source.title }, () => {});
+  if (byBlock) s.owned.acquire({ kind: "mapper", name: deviceName(source.title) }, () => {});
   const identity = identityOf(file, source);
   let entry = shared.get(source.path);
   if (entry && entry.identity !== identity) forgetImages(source.path);
@@ -138,13 +138,19 @@ async function opened(file: Fd, source: Source, identity: string, byBlock: boole
   let device: Fd;
   if (byBlock) {
     const tree = path.replace(/(\.img)?$/, ".hash.img");
-    device = failed.use(openDevice({ name: title, root: verity, image: file, size, path, tree }));
+    const name = deviceName(title);
+    device = failed.use(openDevice({ name, root: verity, image: file, size, path, tree }));
   } else {
     await hashed(file, source, s);
     if (identityOf(file, source) !== identity) throw new Error(`${path} has changed while it was hashed`);
     device = failed.use(attachLoop(file, true, path).fd);
   }
-  const image = new Image(source, device, byBlock);
+  let image: Image;
+  try {
+    image = new Image(source, device, byBlock);
+  } catch (cause) {
+    throw byBlock && isCorrupted(deviceName(title)) ? refused(s, title, "a block", cause) : cause;
+  }
   failed.move();
   const how = byBlock ? `proven block by block, as ${title}` : "its hash is right";
   s.log(`${path}: ${how} (${(performance.now() - began).toFixed(0)} ms)`);
@@ -152,13 +158,27 @@ async function opened(file: Fd, source: Source, identity: string, byBlock: boole
 }
 
 /** Throws unless the file that is open is the one that the configuration names. */
-async function hashed(file: Fd, { path, title, sha256, sha1 }: Source, { host }: For): Promise<void> {
+async function hashed(file: Fd, { path, title, sha256, sha1 }: Source, s: For): Promise<void> {
   const [algorithm, wanted] = sha256 !== "" ? (["sha256", sha256] as const) : (["sha1", sha1] as const);
   if (wanted === "") throw new Error(`${path} has no hash in the configuration`);
   if (algorithm === "sha1")
-    host.warnOnce(`${title}: its configuration has nothing better than SHA-1, which can be forged`);
-  const is = await host.hash(file, path, algorithm);
-  if (is !== wanted) throw new Error(`${path} has ${algorithm} ${is}, not ${wanted}`);
+    s.host.warnOnce(`${title}: its configuration has nothing better than SHA-1, which can be forged`);
+  const is = await s.host.hash(file, path, algorithm);
+  if (is === wanted) return;
+  throw refused(s, title, "it", new Error(`${path} has ${algorithm} ${is}, not ${wanted}`));
+}
+
+/** Write it down, and say it. */
+function refused(s: Pick<For, "uuid" | "host">, image: string, what: string, cause?: unknown): Error {
+  const error = `image ${image}: ${what} is not what was signed`;
+  s.host.audit?.record("FSA", "CONTAINER_ISOLATION", "verify-image", s.uuid, { image, error });
+  return new Error(error, { cause });
+}
+
+/** While a container runs: tell `on` the first time that the kernel refuses a block of one of its images. */
+export function watchImages(s: For, on: (error: string) => void): void {
+  for (const image of new Set(s.owned.all("mapper").map((r) => r.name)))
+    s.owned.use(watchDevice(image, (what) => on(refused(s, image, what).message)));
 }
 
 /** One that is open. */

@@ -3,6 +3,7 @@
 // Nobody has to remember to remove one: as soon as it is open here it is marked for removal with its last user, as loop
 // devices are. So it outlives us under the containers that use it, the kernel counts them, and whoever comes next finds it
 // by its name and believes it only if its table proves the same root hash. A ledger names it for the moment before.
+import { createHash } from "node:crypto";
 import { fstatSync, rmSync } from "node:fs";
 import { mapperWith } from "../run/mapper.ts";
 import { AT_FDCWD, mkdirat, mknodat, O_NOFOLLOW, O_RDONLY, openat, pread64 } from "../sys/calls.ts";
@@ -21,6 +22,12 @@ const FASTER = process.arch === "x64" ? ["sha256-ssse3"] : [];
 
 /** Whether the kernel has a device-mapper; its modules are loaded when it is first asked. */
 export const available = (): Promise<boolean> => mapperWith(["verity"], ["dm-verity"], FASTER);
+
+/** The name of the device for an image that is called so: as it is, where device-mapper and its library take it. */
+export const deviceName = (title: string): string =>
+  /^[A-Za-z0-9._+-]{1,127}$/.test(title)
+    ? title
+    : `verity-${createHash("sha256").update(title).digest("hex").slice(0, 32)}`;
 
 export interface Wanted {
   /** Of the device: one for all containers of this image. */
@@ -107,7 +114,7 @@ function opened(name: string): Fd {
 }
 
 /** Whether it has met a block that was not the one that was signed, since it was made. */
-function isCorrupted(name: string): boolean {
+export function isCorrupted(name: string): boolean {
   const status = dm.tableStatus(name);
   dm.ask(status);
   return dm.lines(status).some((line) => line.text.startsWith("C"));
@@ -129,8 +136,8 @@ interface Watched {
 const watched = new Set<Watched>();
 let listening: Disposable | undefined;
 
-/** Call `on`, once, when the kernel has refused a block of the device `name`: from now on, or before. Nothing happens if it
- * is no verity device. */
+/** Call `on`, once, when the kernel has refused a block of the device `name`: before, from now on, or until the end of
+ * this. Nothing happens if it is no verity device. */
 export function watchDevice(name: string, on: (what: string) => void): Disposable {
   if (!dm.exists(name)) return { [Symbol.dispose]() {} };
   const { uuid, device } = dm.ask(dm.status(name));
@@ -141,6 +148,7 @@ export function watchDevice(name: string, on: (what: string) => void): Disposabl
   if (isCorrupted(name)) tell(w, "a block");
   return {
     [Symbol.dispose]() {
+      if (watched.has(w)) check(w, "a block"); // its event may be on the way
       watched.delete(w);
       if (watched.size > 0) return;
       listening?.[Symbol.dispose]();

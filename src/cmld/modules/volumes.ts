@@ -26,14 +26,13 @@ import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
 import type { Secret } from "../../sys/secret.ts";
 import { available, Corrupted, growMounted, openVolume } from "../crypt.ts";
-import { type Image, useImage } from "../images.ts";
+import { type Image, useImage, watchImages } from "../images.ts";
 import { heldKey } from "../keys.ts";
 import { lockFlags } from "../locked.ts";
 import { type Module, Slot, type Start } from "../module.ts";
 import { spare, tmpfsTakesUserXattrs } from "../overlay.ts";
 import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
-import { watchDevice } from "../verity.ts";
 import { furnishNew } from "./devices.ts";
 
 const T = GuestOSMount.Type;
@@ -659,6 +658,18 @@ export function tree(s: Tree, plan: Plan): Op[] {
   ];
 }
 
+const watched = new WeakSet<Start>();
+
+/** An image that is not what was signed ends whoever runs on it, or is about to. */
+function watch(s: Start): void {
+  if (watched.has(s)) return;
+  watched.add(s);
+  watchImages(s, (error) => {
+    if (s.isC0) s.log(`${error}; core0 goes on, since the machine ends with it`);
+    else s.end(error);
+  });
+}
+
 export const volumesWith = (kernel: Abilities): Module => ({
   name: "volumes",
   namespaces: (s) => sys.CLONE_NEWNS | sys.CLONE_NEWPID | (s.config.netns ? sys.CLONE_NEWNET : 0n),
@@ -679,6 +690,7 @@ export const volumesWith = (kernel: Abilities): Module => ({
         throw new Kind(`volume ${mount.image_file} on ${mount.mount_point}`, { cause });
       }
     }
+    watch(s);
     const roots = list.filter((v) => isRoot(v.mount));
     const last = roots.at(-1)?.mount;
     const writableRoot =
@@ -733,18 +745,7 @@ export const volumesWith = (kernel: Abilities): Module => ({
 
   child: (s) => tree(s, plans.need(s)),
 
-  /** An image that is not what was signed ends whoever runs on it. */
-  started(s) {
-    for (const name of new Set(s.owned.all("mapper").map((r) => r.name)))
-      s.owned.use(
-        watchDevice(name, (what) => {
-          const error = `image ${name}: ${what} is not what was signed`;
-          s.host.audit?.record("FSA", "CONTAINER_ISOLATION", "verify-image", s.uuid, { image: name, error });
-          if (s.isC0) s.log(`${error}; core0 goes on, since the machine ends with it`);
-          else s.end(error);
-        }),
-      );
-  },
+  started: watch,
 });
 
 export const volumes = volumesWith({ mapsIds, tmpfsTakesUserXattrs });
