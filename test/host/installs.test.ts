@@ -88,6 +88,7 @@ test(
       ) => {
         const asked = log.length;
         expect(await ask(c)).toContain(answer);
+        await Bun.sleep(20); // a write beside ours may still be on its way into the log, and hides what follows it there
         steps.push({ name, newest, asked, answered: log.length });
       };
       const push = (name: string, version: number) =>
@@ -147,11 +148,15 @@ test(
               0,
               ...all.filter((o) => o.config.name === name).map((o) => o.config.version),
             );
-            expect([cut.prefix, name, [last, next]]).toEqual([
-              cut.prefix,
+            const state = {
+              cut,
               name,
-              expect.arrayContaining([newest]) as unknown as number[],
-            ]);
+              newest,
+              files: readdirSync(at),
+              asked: mine.map((x) => [x.asked, x.answered]),
+            };
+            if (newest !== last && newest !== next)
+              throw new Error(`${last} or ${next}: ${JSON.stringify(state)}`);
           }
           seen.add(all.map(titleOf).toSorted().join(" "));
         }),
