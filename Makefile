@@ -172,6 +172,7 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 	$(BUN) test/bench/hash.ts
 	$(BUN) test/bench/boot.ts
 	$(BUN) test/bench/machine.ts
+	$(BUN) test/bench/verity.ts
 	$(BUN) test/bench/noisy.ts
 	$(BUN) test/bench/crypt.ts
 	$(BUN) test/bench/limits.ts
