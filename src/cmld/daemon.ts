@@ -170,7 +170,8 @@ export class Manager implements Daemon {
       users: (name, version) =>
         [...this.#all.values()]
           .filter((c) =>
-            version === undefined
+            // One that is being started has chosen already, and shows it once it has a process.
+            version === undefined || (c.state === "STARTING" && !c.process)
               ? c.config.guest_os === name
               : c.guestos?.name === name && c.guestos.version === version,
           )
