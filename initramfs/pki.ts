@@ -24,13 +24,22 @@ export const developer = (folder = pki()): { key: string; certs: string[] } => (
   certs: [join(folder, "ssig_cml.cert")],
 });
 
-/** NAME.sig and NAME.cert beside NAME.conf. */
-export function signed(conf: string, folder = pki()): void {
+/** The developer's signature over some bytes, and the certificate that goes with it. */
+export function signature(
+  data: Uint8Array,
+  folder = pki(),
+): { signature: Uint8Array; certificate: Uint8Array } {
   const { key: file, certs } = developer(folder);
   using key = PrivateKey.read(file, readFileSync(file));
+  return { signature: key.sign(data), certificate: readFileSync(certs[0]!) };
+}
+
+/** NAME.sig and NAME.cert beside NAME.conf. */
+export function signed(conf: string, folder = pki()): void {
   const at = conf.slice(0, -".conf".length);
-  writeFileSync(`${at}.sig`, key.sign(readFileSync(conf)));
-  copyFileSync(certs[0]!, `${at}.cert`);
+  const by = signature(readFileSync(conf), folder);
+  writeFileSync(`${at}.sig`, by.signature);
+  writeFileSync(`${at}.cert`, by.certificate);
 }
 
 /** Make the data folder believe it. */

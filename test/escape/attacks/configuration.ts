@@ -2,6 +2,7 @@
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { signature } from "../../../initramfs/pki.ts";
 import {
   ContainerConfig,
   ControllerToDaemon,
@@ -251,7 +252,14 @@ export const configuration: readonly Attack[] = [
       for (const [field, text] of cases) {
         const head = /^name:/.test(text) ? "" : 'name: "evil"\n';
         const source = `${head}hardware: "x86"\nversion: 1\ndescription { en: "evil" }\n${/init_path/.test(text) ? "" : 'init_path: "/sbin/init"\n'}${text}\n`;
-        const a = await g.ask(Command.PUSH_GUESTOS_CONFIG, { guestos_config_file: Buffer.from(source) });
+        // Whoever may sign has signed it: what it says is what is judged.
+        const guestos_config_file = Buffer.from(source);
+        const by = signature(guestos_config_file);
+        const a = await g.ask(Command.PUSH_GUESTOS_CONFIG, {
+          guestos_config_file,
+          guestos_config_signature: by.signature,
+          guestos_config_certificate: by.certificate,
+        });
         if (a.response !== Response.GUESTOS_MGR_INSTALL_FAILED) return `won: ${text}`;
         if (!a.error_text?.includes(field))
           return `won: ${text} is refused without a word on it: ${a.error_text}`;
