@@ -112,11 +112,12 @@ test("an image that is missing or wrong: refused, and nothing of the push is lef
   expect(store.all().length).toBe(1);
 });
 
-test("sha1 where there is nothing else, never nothing at all", async () => {
-  const { store, place } = await fresh();
+test("sha1 where there is nothing else, which is said; never nothing at all", async () => {
+  const { store, place, lines } = await fresh();
   place(1);
   place(2);
   await install(store, conf(1, `image_sha1: "${digest("sha1").toUpperCase()}"`));
+  expect(lines).toEqual(["debian-1: root.img is known by a SHA-1 alone, which can be forged"]);
   expect(await install(store, conf(2, "")).catch(chain)).toContain(
     "root.img has no hash in the configuration",
   );

@@ -6,7 +6,7 @@ import { parse } from "../lib/text.ts";
 import { Refused, type Signed } from "../pki/verify.ts";
 import { oneOf, type Run, runTool, Usage, whole } from "../tool/commands.ts";
 import { build, check, FILE_SYSTEMS, HARDWARE, type RootMount } from "./image.ts";
-import { beside, judge, sign, signer } from "./sign.ts";
+import { beside, judge, sign, signer, signerOf } from "./sign.ts";
 import { COMMANDS, SUMMARY } from "./table.ts";
 
 const MIB_MAX = 1 << 20; // a TiB: what def_size holds, and what an 80-disk array might
@@ -104,9 +104,19 @@ const run: Run<typeof COMMANDS> = {
     const path = String(args.conf);
     const config = await parsed(path);
     const wrong = await check(config, path);
+    const by = await signerOf(path);
     if (args.json === true)
-      console.log(JSON.stringify({ config: GuestOSConfig.plain(config), problems: wrong }, null, 2));
-    else console.log([...table(config), ...wrong.map((w) => `problem: ${w}`)].join("\n"));
+      console.log(
+        JSON.stringify({ config: GuestOSConfig.plain(config), signer: by ?? null, problems: wrong }, null, 2),
+      );
+    else
+      console.log(
+        [
+          ...table(config),
+          `signed by    ${by ?? "nobody"}`, // verify tells whether it holds
+          ...wrong.map((w) => `problem: ${w}`),
+        ].join("\n"),
+      );
     return wrong.length ? 1 : 0;
   },
 };

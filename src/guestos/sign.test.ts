@@ -98,6 +98,13 @@ test("signed here, verified here and by openssl", async () => {
   expect(theirs.stdout.toString()).toBe("Verified OK\n");
 });
 
+test("inspect names the signer, or nobody", async () => {
+  const by = "signed by    CN=GyroidOS CML Signing Certificate,OU=Development,O=OSS Release,C=DE";
+  expect((await cml("guestos", "inspect", conf)).out).toContain(by);
+  copyFileSync(conf, at("alone-1.conf"));
+  expect((await cml("guestos", "inspect", at("alone-1.conf"))).out).toContain("signed by    nobody");
+});
+
 test("verify: 0 good, 1 refused with the reason, 2 usage or a file that is not there", async () => {
   const verify = (...args: string[]) => cml("guestos", "verify", ...args);
   const original = "test/data/signing/ssig_rootca.cert";

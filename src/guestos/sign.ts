@@ -1,6 +1,6 @@
 // A detached signature beside what it signs: NAME.conf, NAME.sig (raw), NAME.cert (PEM: the signer, then its
 // intermediates), as the original's sign_config writes them (spec/security.md 2.1, 2.2).
-import { readBundle } from "../pki/certificates.ts";
+import { readBundle, subject } from "../pki/certificates.ts";
 import { Scope } from "../pki/crypto.ts";
 import { isUri, tokenKey } from "../pki/engine.ts";
 import { PrivateKey } from "../pki/key.ts";
@@ -58,6 +58,14 @@ async function keyOf(key: string): Promise<PrivateKey> {
   } finally {
     pem.fill(0);
   }
+}
+
+/** The subject of the certificate beside a configuration, whose signature is there too; nothing is judged. */
+export async function signerOf(conf: string): Promise<string | undefined> {
+  const [sig, cert] = [Bun.file(beside(conf, "sig")), Bun.file(beside(conf, "cert"))];
+  if (!(await sig.exists()) || !(await cert.exists())) return undefined;
+  using scope = new Scope();
+  return subject(readBundle(scope, beside(conf, "cert"), await cert.bytes())[0]!);
 }
 
 export interface Roots {
