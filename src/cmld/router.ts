@@ -10,7 +10,7 @@
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { IContainerInterface } from "../../proto/gen/proto.js";
-import { aside, Carriers, netlinkIn, netnsOf, sysctlIn, type Where } from "../run/netns.ts";
+import { aside, Carriers, deleteLinks, netlinkIn, netnsOf, sysctlIn, type Where } from "../run/netns.ts";
 import { chain, EEXIST, ENODEV, ENOENT, isErrno } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
 import {
@@ -28,6 +28,7 @@ import {
   linkExists,
   linkOf,
   links,
+  macOfIndex,
   moveLink,
   renameLink,
   setGroup,
@@ -889,15 +890,12 @@ export function interfaces(uuid: string): { texts: string[]; table: IContainerIn
 
 /** Delete our ends of a link and its fence. Their numbers may be another cmld's by now: the address tells. */
 async function deleteVeth(v: Veth): Promise<void> {
-  using route = routeIn(undefined);
   using filter = idleFilter();
-  const asked = [getLink(outerIndex(v)), getLink(onwardIndex(v))];
-  const [found] = await aside({ on: route, messages: asked, tolerate: [ENODEV] });
-  const ends = found!.map(linkOf).filter((l) => l.mac === v.gatewayMac);
-  await aside(
-    { on: route, messages: ends.map((l) => deleteLink(l.index)), tolerate: [ENODEV] },
-    { on: filter.socket, messages: removal(fenceOf(v)), atomic: true, tolerate: [ENOENT] },
-  );
+  const ends = [outerIndex(v), onwardIndex(v)].filter((index) => macOfIndex(index) === v.gatewayMac);
+  await Promise.all([
+    deleteLinks(ends),
+    aside({ on: filter.socket, messages: removal(fenceOf(v)), atomic: true, tolerate: [ENOENT] }),
+  ]);
 }
 
 /** How the ledger releases what is ours. */

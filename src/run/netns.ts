@@ -18,8 +18,9 @@ import {
   socket,
   writeText,
 } from "../sys/calls.ts";
+import { ENODEV } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
-import { type Link, linkOf, links } from "../sys/link.ts";
+import { deleteLink, type Link, linkOf, links } from "../sys/link.ts";
 import { type Message, NETLINK_ROUTE, Netlink, type Reply } from "../sys/netlink.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
@@ -90,10 +91,27 @@ export async function aside(...exchanges: readonly Exchange[]): Promise<Reply[][
 }
 
 const RTMGRP_LINK = 1; // linux/rtnetlink.h
-const RTM_NEWLINK = 16;
+const [RTM_NEWLINK, RTM_DELLINK] = [16, 17];
 /** A veth has its carrier when both ends are up; the kernel takes note a moment later, and until then the end that
  * was up first drops what it should send. */
 const CARRIER_MS = 10_000;
+
+/** Delete links of ours. Resolves when they are gone: their names and indexes are free, nobody can send through them. The
+ * kernel then still waits, 10 to 20 ms, until no processor looks at them any more; nobody has to wait with it. */
+export async function deleteLinks(indexes: readonly number[]): Promise<void> {
+  if (indexes.length === 0) return;
+  const left = new Set(indexes);
+  const gone = Promise.withResolvers<void>();
+  using news = netlinkIn(undefined, NETLINK_ROUTE)[0]!;
+  using _heard = news.subscribe(RTMGRP_LINK, (all) => {
+    for (const l of all?.filter((r) => r.type === RTM_DELLINK).map(linkOf) ?? []) left.delete(l.index);
+    if (left.size === 0) gone.resolve();
+  });
+  const [route] = netlinkIn(undefined, NETLINK_ROUTE);
+  const done = aside({ on: route!, messages: indexes.map(deleteLink), tolerate: [ENODEV] });
+  void done.catch(() => {}).then(() => route![Symbol.dispose]());
+  await Promise.race([done, gone.promise]);
+}
 
 /** Hears which links can send, from before they are set up. */
 export class Carriers implements Disposable {

@@ -223,7 +223,7 @@ export const addVeth = (end: VethEnd, peer: VethEnd): Message =>
 export const deleteLink = (which: Which): Message =>
   linkMessage(RTM_DELLINK, 0, which, undefined, [], `link delete ${which}`);
 
-const [SIOCGIFNAME, SIOCGIFINDEX, SIOCSIFFLAGS] = [0x8910, 0x8933, 0x8914]; // linux/sockios.h
+const [SIOCGIFNAME, SIOCGIFHWADDR, SIOCGIFINDEX, SIOCSIFFLAGS] = [0x8910, 0x8927, 0x8933, 0x8914]; // linux/sockios.h
 const IFREQ = 40; // sizeof(struct ifreq)
 
 /** Is there a link of this name, or with this index, in our network namespace? netdevice(7): takes no lock, unlike
@@ -235,6 +235,16 @@ export function linkExists(which: Which): boolean {
       ? new Struct(IFREQ).raw(Buffer.from(which)).bytes
       : new Struct(IFREQ).skip(16).i32(which).bytes;
   return attempt(ioctl(any.n, typeof which === "string" ? SIOCGIFINDEX : SIOCGIFNAME, ifreq)) >= 0;
+}
+
+/** The address of the link with this index in our network namespace, if there is one; no lock either. */
+export function macOfIndex(index: number): string | undefined {
+  using any = new Fd(now(socket(AF_INET, SOCK_DGRAM)));
+  const ifreq = new Struct(IFREQ).skip(16).i32(index).bytes;
+  if (attempt(ioctl(any.n, SIOCGIFNAME, ifreq)) < 0) return undefined;
+  if (attempt(ioctl(any.n, SIOCGIFHWADDR, ifreq)) < 0) return undefined; // gone in between
+  const mac = ifreq.subarray(18, 24); // after the name a struct sockaddr: its family, then the address
+  return [...mac].map((byte) => byte.toString(16).padStart(2, "0")).join(":");
 }
 
 /** Set lo up in the caller's network namespace, for a child that has no netlink: netdevice(7). */
