@@ -60,6 +60,9 @@ $(OUT)/$(1)/cservice: ffi/cservice.c $(OUT)/tools.ready
 $(OUT)/$(1)/stage0: initramfs/stage0.c $(OUT)/tools.ready
 	@mkdir -p $$(@D)
 	$(CC_$(1)) $(CFLAGS) $(CFLAGS_$(1)) -static -Wl,-s -o $$@ $$<
+$(OUT)/$(1)/loader: initramfs/loader.c $(OUT)/tools.ready
+	@mkdir -p $$(@D)
+	$(CC_$(1)) $(CFLAGS) $(CFLAGS_$(1)) -static-pie -fPIE -Wl,-s -o $$@ $$<
 endef
 $(foreach a,x86_64 aarch64,$(eval $(call NATIVE,$(a))))
 
@@ -84,10 +87,10 @@ $(OUT)/attack $(OUT)/storm: $(OUT)/%: test/escape/%.c $(OUT)/tools.ready
 $(OUT)/kernel/vmlinuz: initramfs/kernel.sh $(OUT)/tools.ready
 	initramfs/kernel.sh $(OUT)/kernel
 
-INITRAMFS := initramfs/build.ts initramfs/manifest.ts initramfs/modules.ts initramfs/cpio.ts initramfs/libraries.ts \
+INITRAMFS := initramfs/build.ts initramfs/hot.ts initramfs/hot.x86_64 initramfs/manifest.ts initramfs/modules.ts initramfs/cpio.ts initramfs/libraries.ts \
 	$(shell find initramfs/files/etc -type f)
 
-$(OUT)/initramfs.cpio: $(OUT)/cml $(OUT)/x86_64/stage0 $(OUT)/kernel/vmlinuz $(INITRAMFS)
+$(OUT)/initramfs.cpio: $(OUT)/cml $(OUT)/x86_64/stage0 $(OUT)/x86_64/loader $(OUT)/kernel/vmlinuz $(INITRAMFS)
 	$(BUN) initramfs/build.ts
 
 $(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/volumes.ts test/machine/search.ts test/memory.ts test/machine/daemons.json
@@ -96,6 +99,11 @@ $(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/mac
 .PHONY: image
 image: $(OUT)/$(if $(TEST),test/)initramfs.cpio ## build the ramdisk out/initramfs.cpio and list its files (TEST=1: with the test agent)
 	@$(if $(TEST),,cat $(OUT)/initramfs.files; echo "test agent: absent"; ls -l $<)
+
+.PHONY: hot
+hot: $(OUT)/initramfs.cpio $(OUT)/guests/core0-1.conf ## after a change of the runtime: find anew the pages that a boot needs of it (writes initramfs/hot.x86_64)
+	$(BUN) initramfs/build.ts --cold
+	$(BUN) test/machine/hot.ts
 
 $(OUT)/disk.img: initramfs/image.ts initramfs/seed.ts initramfs/pki.ts $(OUT)/guests/core0-1.sig $(OUT)/guests/debian-1.sig
 	$(BUN) initramfs/image.ts $@ 2048

@@ -1,5 +1,6 @@
 // manifest → out/initramfs.cpio, and a list of every file in it. With --test: out/test/initramfs.cpio, the same
-// executable and files with the test agent added in a directory of its own.
+// executable and files with the test agent added in a directory of its own. With --cold: out/cold/initramfs.cpio, the same
+// files in blocks of a page and none of them laid ready (`make hot`).
 import {
   chmodSync,
   copyFileSync,
@@ -11,6 +12,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { cpio, type Entry } from "./cpio.ts";
+import { BLOCK, hot } from "./hot.ts";
 import { inputs, lists, machineModules, ramdisk, runtime, UNPACKED } from "./manifest.ts";
 import { modulesAlias, modulesDep } from "./modules.ts";
 import { unpacked } from "./packages.ts";
@@ -19,7 +21,7 @@ const OUT = "out";
 
 /** Block size and level were measured: docs/decisions/ramdisk.md. No clock, no owner but root. */
 const SQUASHFS = [
-  ["-comp", "zstd", "-Xcompression-level", "15", "-b", "131072"],
+  ["-comp", "zstd", "-Xcompression-level", "15", "-b", String(BLOCK)],
   ["-all-root", "-all-time", "0", "-mkfs-time", "0", "-reproducible", "-no-xattrs", "-exports"],
   ["-no-progress", "-quiet", "-no-recovery"],
 ].flat();
@@ -77,17 +79,24 @@ if (process.argv.includes("--test")) {
   run(["mksquashfs", extra, testImage, ...SQUASHFS.filter((o) => o !== "-reproducible")]);
   archive(ramdisk(from, testImage), `${OUT}/test/initramfs.cpio`);
   console.log(`${OUT}/test/initramfs.cpio: with the test agent, for tests only`);
+} else if (process.argv.includes("--cold")) {
+  const cold = `${OUT}/cold/runtime.squashfs`;
+  mkdirSync(`${OUT}/cold`, { recursive: true });
+  rmSync(cold, { force: true });
+  run(["mksquashfs", `${OUT}/runtime`, cold, ...SQUASHFS, "-b", "4096", "-e", `${OUT}/runtime/usr/lib/hot`]);
+  archive(ramdisk(from, cold), `${OUT}/cold/initramfs.cpio`);
 } else {
   mkdirSync(from.generated, { recursive: true });
   const modules = machineModules(from);
   writeFileSync(`${from.generated}/modules.dep`, modulesDep(modules));
   writeFileSync(`${from.generated}/modules.alias`, modulesAlias(modules));
   for (const [name, text] of Object.entries(lists(from))) writeFileSync(`${from.generated}/${name}`, text);
+  writeFileSync(from.hot, hot(readFileSync(from.cml), readFileSync(from.touched, "utf8")));
   unpacked(UNPACKED, from.packages);
   const inside = runtime(from);
   stage(inside, `${OUT}/runtime`);
   rmSync(image, { force: true });
-  run(["mksquashfs", `${OUT}/runtime`, image, ...SQUASHFS]);
+  run(["mksquashfs", `${OUT}/runtime`, image, ...SQUASHFS, "-action", "uncompressed @ name(hot)"]);
   const outside = ramdisk(from, image);
   archive(outside, `${OUT}/initramfs.cpio`);
   const lines = [...list(outside, "/"), ...list(inside, "/runtime.squashfs:/")];

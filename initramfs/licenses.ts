@@ -96,7 +96,7 @@ export function rows(): Row[] {
   const inExecutable = executable();
   const packages = (e: Entry): Package[] => {
     if (e.kind !== "file") return [OURS];
-    if (e.from === from.cml) return inExecutable;
+    if (e.from === from.cml || e.from === from.hot) return inExecutable;
     if (e.from.startsWith(from.modules)) return [kernel];
     if (e.from.startsWith(`${from.packages}/`)) {
       const name = e.from.slice(from.packages.length + 1).split("/")[0]!;

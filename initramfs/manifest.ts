@@ -3,11 +3,28 @@
 import { readFileSync, realpathSync } from "node:fs";
 import type { Entry } from "./cpio.ts";
 import { closure } from "./libraries.ts";
-import { CORE, canonical, DISK, DRIVERS, FIRST, GUESTS, type Module, ON_NEED, select } from "./modules.ts";
+import {
+  CORE,
+  CRC32C,
+  canonical,
+  DATA,
+  DISK,
+  DRIVERS,
+  FIRST,
+  GUESTS,
+  type Module,
+  ON_NEED,
+  select,
+} from "./modules.ts";
 
 export interface Inputs {
   readonly cml: string;
   readonly stage0: string;
+  /** What stands in the dynamic loader's place, and the file of pages that it lays (hot.ts). */
+  readonly loader: string;
+  readonly hot: string;
+  /** The list of them for this machine. */
+  readonly touched: string;
   /** The unpacked kernel's modules directory, and its release. */
   readonly modules: string;
   readonly release: string;
@@ -25,6 +42,9 @@ export function inputs(out: string): Inputs {
   return {
     cml: `${out}/cml`,
     stage0: `${out}/${machine}/stage0`,
+    loader: `${out}/${machine}/loader`,
+    hot: `${out}/hot`,
+    touched: `initramfs/hot.${machine}`,
     modules: `${out}/kernel/modules`,
     release: readFileSync(`${out}/kernel/release`, "utf8").trim(),
     generated: `${out}/generated`,
@@ -77,10 +97,14 @@ function realpathOf(name: string, triplet: string): string {
 export const machineModules = (from: Inputs): Module[] =>
   select(from.modules, [...FIRST, ...CORE, ...GUESTS, ...ON_NEED, ...DRIVERS]);
 
-/** modules.core and modules.guests: what init loads without being asked, by name; first: what stage0's child loads while
- * init starts, by path, dependencies before what needs them. */
+/** modules.core and modules.guests: what init loads without being asked, by name; first: what stage0's children load while
+ * init starts, by path, dependencies before what needs them: the data partition's file system, its disk's drivers, what core0 needs. */
 export const lists = (from: Inputs): Record<string, string> => ({
-  first: part(from, DISK, FIRST) + part(from, CORE, [...FIRST, ...DISK]),
+  // They are loaded beside each other: what two need for its algorithm, each asks for.
+  first:
+    part(from, DATA, FIRST) +
+    part(from, DISK, FIRST) +
+    part(from, CORE, [...FIRST, ...DISK, ...DATA.filter((name) => name !== CRC32C)]),
   "modules.core": CORE.map((name) => `${canonical(name)}\n`).join(""),
   "modules.guests": GUESTS.map((name) => `${canonical(name)}\n`).join(""),
 });
@@ -129,7 +153,10 @@ export function runtime(from: Inputs): Entry[] {
     ),
     ...PROGRAMS.map((path) => file(path.slice(1), path, 0o755)),
     { kind: "link", path: "usr/sbin/mkfs.ext4", to: "mke2fs" },
-    file(`usr/lib64/${loader.name}`, loader.from, 0o755),
+    // Ours goes first, and lays pages of the executable where they belong (loader.c).
+    file(`usr/lib64/${loader.name}`, from.loader, 0o755),
+    file("usr/lib/loader", loader.from, 0o755),
+    file("usr/lib/hot", from.hot),
     ...names.filter((l) => l !== loader).map((l) => file(`${libraries}/${l.name}`, l.from)),
     ...["modules.dep", "modules.alias", "modules.core", "modules.guests"].map((name) =>
       file(`${modules}/${name}`, `${from.generated}/${name}`),

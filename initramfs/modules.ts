@@ -7,13 +7,17 @@ import { basename, join } from "node:path";
 /** What stage0 loads, before there is a runtime image. */
 export const FIRST = ["loop", "squashfs"];
 
-/** What the data partition of a virtual machine needs, and of any: loaded while PID 1's runtime starts. */
-export const DISK = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
+/** What ext4 and libcrc32c ask for by the name of an algorithm, not of a module. */
+export const CRC32C = "crc32c_generic";
+
+/** What the data partition needs, and the disk of a virtual machine: loaded while PID 1's runtime starts. */
+export const DATA = [CRC32C, "ext4"];
+export const DISK = ["virtio_pci", "virtio_blk"];
 
 /** Loaded at every boot: no device announces that they are needed, and there is no modprobe that could be asked.
  * First what core0 needs, before cmld starts: */
 export const CORE = [
-  ["crc32c_generic", "crc32c-intel", "libcrc32c", "ext4", "erofs", "overlay"],
+  [CRC32C, "crc32c-intel", "libcrc32c", "ext4", "erofs", "overlay"],
   ["veth", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat"],
   ["nft_reject_inet", "nft_fib_inet", "nft_fwd_netdev", "sch_fq_codel"],
 ].flat();

@@ -3,9 +3,9 @@
  * squashfs file beside it in the ramdisk, through a loop device), makes that
  * read-only image the root and executes /usr/sbin/init there.
  *
- * While PID 1's runtime starts, which takes a second on a small machine, a
- * child loads the kernel modules that every boot needs (FIRST below), and tells
- * PID 1 through a pipe how far it is. It is an errand, no more: PID 1 loads
+ * While PID 1's runtime starts, which takes a second on a small machine,
+ * children load the kernel modules that every boot needs (FIRST below), and
+ * tell PID 1 through a pipe what is done. It is an errand, no more: PID 1 loads
  * itself what is missing when the pipe ends.
  *
  * PID 1's environment is written here and nowhere else: what the kernel hands
@@ -22,8 +22,9 @@
 #define O_RDWR 2
 #define O_CLOEXEC 02000000
 #define SIGCHLD 17
-#define FIRST "/usr/lib/modules/first" /* a path in each line; after an empty line a part is done */
+#define FIRST "/usr/lib/modules/first" /* a path in each line; an empty line ends a part */
 #define FIRST_MAX 8192
+#define LATER 5 /* niceness that each part has more than the one before: its share is a third of that one's */
 #define FIRST_FD 3 /* PID 1's end of the pipe, as its environment says */
 #define CONSOLE_WAIT_S 10 /* time to read why, before the machine starts again */
 
@@ -90,46 +91,57 @@ static void module(const char *path)
 	sys(SYS_close, fd, 0, 0, 0, 0);
 }
 
-/* Load what FIRST lists; one byte for each part that is done. Who refuses is asked again by PID 1, which says why. */
-static void errand(long done)
+/* Load the files that are named in each line up to `end`, then say which part that was. What is refused is asked for
+ * again by PID 1, which says why. */
+static void errand(char *line, char *end, long part, long done)
 {
-	static char list[FIRST_MAX + 1];
-	long file = open(FIRST, O_CLOEXEC), size = 0;
-
-	for (long n; size < FIRST_MAX && (n = sys(SYS_read, file, (long)list + size, FIRST_MAX - size, 0, 0)) > 0;)
-		size += n;
-	for (char *line = list, *at = list; at < list + size; at++) {
+	/* The first is what most waits for. */
+	sys(SYS_setpriority, 0, 0, part * LATER, 0, 0);
+	for (char *at = line; at < end; at++) {
 		if (*at != '\n')
 			continue;
 		*at = 0;
-		if (at == line)
-			sys(SYS_write, done, (long)"\n", 1, 0, 0);
-		long fd = at == line ? -1 : open(line, O_CLOEXEC);
+		long fd = open(line, O_CLOEXEC);
 		if (fd >= 0) {
 			sys(SYS_finit_module, fd, (long)"async_probe", 0, 0, 0);
 			sys(SYS_close, fd, 0, 0, 0, 0);
 		}
 		line = at + 1;
 	}
+	char name = '0' + part;
+	sys(SYS_write, done, (long)&name, 1, 0, 0);
 	for (;;)
 		sys(SYS_exit_group, 0, 0, 0, 0, 0);
 }
 
-/* True if somebody is on the errand and PID 1 has its end of the pipe. */
+/* A child for each part of FIRST, so that every processor has something to do. True if PID 1 has its end of the pipe. */
 static long send(void)
 {
-	int end[2];
-	if (sys(SYS_pipe2, (long)end, 0, 0, 0, 0) < 0)
+	static char list[FIRST_MAX];
+	int ends[2];
+	long file = open(FIRST, O_CLOEXEC), size = 0;
+
+	for (long n; size < FIRST_MAX && (n = sys(SYS_read, file, (long)list + size, FIRST_MAX - size, 0, 0)) > 0;)
+		size += n;
+	sys(SYS_close, file, 0, 0, 0, 0);
+	if (sys(SYS_pipe2, (long)ends, 0, 0, 0, 0) < 0)
 		return 0;
-	long child = end[0] == FIRST_FD ? sys(SYS_clone, SIGCHLD, 0, 0, 0, 0) : -1;
-	if (child == 0) {
-		sys(SYS_close, end[0], 0, 0, 0, 0);
-		errand(end[1]);
+	long part = 0;
+	for (char *from = list, *at = list; at < list + size; at++) {
+		if (*at != '\n' || (at > list && at[-1] != '\n'))
+			continue;
+		if (sys(SYS_clone, SIGCHLD, 0, 0, 0, 0) == 0) {
+			sys(SYS_close, ends[0], 0, 0, 0, 0);
+			errand(from, at, part, ends[1]);
+		}
+		part++;
+		from = at + 1;
 	}
-	sys(SYS_close, end[1], 0, 0, 0, 0);
-	if (child < 0)
-		sys(SYS_close, end[0], 0, 0, 0, 0);
-	return child > 0;
+	sys(SYS_close, ends[1], 0, 0, 0, 0);
+	if (ends[0] == FIRST_FD)
+		return 1;
+	sys(SYS_close, ends[0], 0, 0, 0, 0);
+	return 0;
 }
 
 __attribute__((used)) static void stage0(void)

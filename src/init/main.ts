@@ -294,14 +294,14 @@ class Init {
     // In a virtual machine everything that core0 needs is on one bus; what else it has can wait (an idle IDE
     // controller costs as much as all of that).
     const virtual = drivers.has("virtio_pci");
-    const { disk, core } = this.#errand;
+    const { fileSystem, disk, core } = this.#errand;
     if (virtual)
       void this.#drivers.load(["virtio_pci", ...[...drivers].filter((d) => d.startsWith("virtio"))], disk);
     else void this.#drivers.load([...drivers]);
     void this.#disks.scan();
     if (this.#looked || existsSync(`${MODULES}/guests`)) return; // by us, or by the init that crashed
     this.#looked = true;
-    this.#fileSystem = this.#features.load(FILE_SYSTEM, disk);
+    this.#fileSystem = this.#features.load(FILE_SYSTEM, fileSystem);
     const forCore0 = this.#features.load(listed("core"), core);
     void this.#ready("core", forCore0);
     if (virtual) void this.#others.load([...drivers], forCore0);
