@@ -94,7 +94,9 @@ function scattered(touched: readonly number[], budget: number): Set<number> {
 /** The file that loader.c reads. */
 export function hot(file: Uint8Array, list: string, budget = BUDGET): Uint8Array {
   const { entry, segments } = elf(file);
-  const touched = [...runs(list)].flatMap(([start, count]) => Array.from({ length: count }, (_, i) => start + i));
+  const touched = [...runs(list)].flatMap(([start, count]) =>
+    Array.from({ length: count }, (_, i) => start + i),
+  );
   const wanted = scattered(touched, budget);
 
   const found: { address: number; page: number; pages: number; protection: number }[] = [];
