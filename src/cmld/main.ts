@@ -275,6 +275,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
   await manager.load();
   using _kernel = audit && listenToKernel(audit, device, log);
   audit?.record("SSA", "GENERIC", "boot-time", undefined, { pid: process.pid, booted: bootedAt() });
+  await modulesLoaded("core"); // whoever looks at links has a socket to nf_tables as well
   hotplug.begin(
     () => manager.claimants(),
     (line) => log.warn(line),
