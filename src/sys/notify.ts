@@ -4,7 +4,7 @@
 import { dup3, ioctl, O_CLOEXEC } from "./calls.ts";
 import { EINTR, ENOENT, SysError } from "./error.ts";
 import type { Fd } from "./fd.ts";
-import { mem, Struct } from "./mem.ts";
+import { Struct } from "./mem.ts";
 import { attempt } from "./now.ts";
 import { NR } from "./numbers.ts";
 import { type Call, type Data, type Op, Reg, show } from "./op.ts";
@@ -53,15 +53,14 @@ export function decode(bytes: Uint8Array): Notification | undefined {
   };
 }
 
-/** The next call that waits; only when poll says that there is one, else this blocks. Undefined: its caller has been
- * killed meanwhile. */
-export function receive(listener: Fd): Uint8Array | undefined {
-  const bytes = mem(NOTIFICATION); // zeroed: the kernel insists
-  const op = ioctl(listener.n, NOTIF_RECV, bytes);
+/** Put the next call that waits `into` NOTIFICATION zeroed bytes; only when poll says that there is one, else this
+ * blocks. False: its caller has been killed meanwhile. */
+export function receive(listener: Fd, into: Uint8Array): boolean {
+  const op = ioctl(listener.n, NOTIF_RECV, into);
   const result = attempt(op);
-  if (result === -ENOENT || result === -EINTR) return undefined;
+  if (result === -ENOENT || result === -EINTR) return false;
   if (result < 0) throw new SysError(-result, show(op));
-  return bytes;
+  return true;
 }
 
 /** False: the caller is gone, or was interrupted. */

@@ -1,6 +1,16 @@
 // A cmld of its own for a test, in hosted mode, in a temporary folder; and a client that speaks to it.
 import { spawnSync } from "node:child_process";
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -190,9 +200,19 @@ export class Cmld implements AsyncDisposable {
     return process.signalCode ?? status;
   }
 
+  /** A test that failed leaves none behind: they outlive a cmld that was killed. */
+  #endContainers(): void {
+    const ledgers = join(this.folder, "run/ledger");
+    for (const name of existsSync(ledgers) ? readdirSync(ledgers) : []) {
+      const group = /"kind":"cgroup","path":"([^"]+)"/.exec(readFileSync(join(ledgers, name), "utf8"))?.[1];
+      if (group && existsSync(group)) writeFileSync(join(group, "cgroup.kill"), "1");
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     const { exitCode, signalCode } = this.#process ?? {};
     if (exitCode === null && !signalCode) await this.end("SIGTERM");
+    this.#endContainers();
     rmSync(this.folder, { recursive: true, force: true });
   }
 }

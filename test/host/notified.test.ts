@@ -15,7 +15,15 @@ import { UnderWay } from "../../src/cmld/modules/seccomp/underway.ts";
 import { type Child, collected, launch } from "../../src/run/launch.ts";
 import { AT_FDCWD, O_RDWR, O_WRONLY, openat } from "../../src/sys/calls.ts";
 import { Fd, pipe } from "../../src/sys/fd.ts";
-import { decode, type Ends, isWaiting, type Notification, receive } from "../../src/sys/notify.ts";
+import { mem } from "../../src/sys/mem.ts";
+import {
+  decode,
+  type Ends,
+  isWaiting,
+  NOTIFICATION,
+  type Notification,
+  receive,
+} from "../../src/sys/notify.ts";
 import { now } from "../../src/sys/now.ts";
 import { readable } from "../../src/sys/poll.ts";
 import { kill, SIGKILL } from "../../src/sys/process.ts";
@@ -120,7 +128,8 @@ async function made(argv = ["/bin/attack", "node", PATH]): Promise<Call> {
   if (typeof got === "string") throw new Error("no listener came");
   const [listener] = got.descriptors as [Fd];
   await readable(listener);
-  const bytes = receive(listener)!;
+  const bytes = mem(NOTIFICATION);
+  expect(receive(listener, bytes)).toBe(true);
   return {
     child,
     channel,
@@ -144,7 +153,7 @@ function found(c: Container): boolean {
 
 async function answer(call: Call, container: Contained, caller: Caller, valid: () => boolean): Promise<void> {
   using underWay = new UnderWay(join(folder, crypto.randomUUID()), 1);
-  underWay.received(0, call.bytes);
+  underWay.received(0, (into) => into.set(call.bytes) === undefined);
   const supervised = new Supervised(container, call.notification, caller, valid, underWay, 0);
   await handlers[call.notification.call]!(supervised);
   supervised[Symbol.dispose]();
@@ -200,7 +209,7 @@ test("row 24: a call that an earlier cmld has received, whose caller is another 
   const file = join(folder, "calls");
   {
     using before = new UnderWay(file, 2);
-    before.received(0, call.bytes);
+    before.received(0, (into) => into.set(call.bytes) === undefined);
   }
   await end(call.child);
   const other = await posing(call.notification.pid);

@@ -82,8 +82,6 @@ interface Listener {
   readonly fd: Fd;
   readonly channel: Fd;
   readonly index: number | undefined;
-  /** An earlier cmld may have received calls of it. */
-  inherited: boolean;
   watch?: Watch;
 }
 
@@ -97,8 +95,6 @@ async function within(what: Promise<void>, ms: number): Promise<void> {
 const nameOf = (index: number): string => `calls.${index}`;
 /** No listener that is kept. */
 const NONE = 0xffffffff;
-/** Calls before the first we receive, of which an earlier cmld may have received some. */
-const BEFORE = 256n;
 const supervisors = new Map<string, Supervisor>();
 
 export class Supervisor implements Disposable {
@@ -143,7 +139,7 @@ export class Supervisor implements Disposable {
   /** The process has loaded its filter, or has failed to. True: we answer its calls. */
   take(channel: Channel): boolean {
     channel.theirs.close();
-    return this.#take(channel.ours, channel.index, false);
+    return this.#take(channel.ours, channel.index);
   }
 
   /** What an earlier cmld has kept, and the calls that it had received; how many listeners. */
@@ -152,7 +148,7 @@ export class Supervisor implements Disposable {
       const channel = this.keeping.kept(nameOf(index));
       if (!channel) continue;
       this.#kept.add(index);
-      this.#take(channel, index, true);
+      this.#take(channel, index);
     }
     for (const { place, listener, bytes, done } of this.#underWay.left()) {
       const l = [...this.#listeners].find((known) => known.index === listener);
@@ -164,7 +160,7 @@ export class Supervisor implements Disposable {
     return this.#listeners.size;
   }
 
-  #take(channel: Fd, index: number | undefined, inherited: boolean): boolean {
+  #take(channel: Fd, index: number | undefined): boolean {
     const got = receiveMessage(channel, 1, true);
     const [fd, ...more] = typeof got === "string" ? [] : got.descriptors;
     for (const extra of more) extra.close();
@@ -173,7 +169,7 @@ export class Supervisor implements Disposable {
       this.#drop(channel, index);
       return false;
     }
-    const listener: Listener = { fd, channel, index, inherited };
+    const listener: Listener = { fd, channel, index };
     this.#listeners.add(listener);
     listener.watch = watch(fd, EPOLLIN, (events) => this.#notified(listener, events));
     this.#pace();
@@ -207,12 +203,11 @@ export class Supervisor implements Disposable {
       return;
     }
     if (this.#count >= IN_FLIGHT || this.#pause) return; // told before we asked for silence
-    const bytes = receive(l.fd);
-    if (!bytes) return;
+    const call = this.#underWay.received(l.index ?? NONE, (into) => receive(l.fd, into));
+    if (!call) return;
     this.#count++;
-    const place = this.#underWay.received(l.index ?? NONE, bytes);
     this.#pace();
-    void this.#answer(l, bytes, place, false);
+    void this.#answer(l, call.bytes, call.place, false);
   }
 
   /** A call has taken so long: if nothing is saved up, the next one waits. */
@@ -244,7 +239,6 @@ export class Supervisor implements Disposable {
     let answer: Answer = { error: EIO };
     let call: Supervised | undefined;
     try {
-      if (l.inherited) this.#release(l, id);
       const caller = notification && this.#caller(notification.pid);
       if (!caller || !valid()) return; // it has been killed
       call = new Supervised(this.container, notification, caller, valid, this.#underWay, place);
@@ -259,18 +253,6 @@ export class Supervisor implements Disposable {
       this.#spent(performance.now() - began);
       void idle.then(() => this.#answered(place));
     }
-  }
-
-  /** An earlier cmld may have ended between receiving a call and noting it: ids are counted up, so they are known by
-   * the next one. The kernel does what it would have done. */
-  #release(l: Listener, first: bigint): void {
-    l.inherited = false;
-    const noted = new Set(
-      this.#underWay.left().map(({ bytes }) => new DataView(bytes.buffer).getBigUint64(0, true)),
-    );
-    for (let id = first - BEFORE; id < first; id++)
-      if (!noted.has(id) && isWaiting(l.fd, BigInt.asUintN(64, id)))
-        reply(l.fd, BigInt.asUintN(64, id), "kernel");
   }
 
   #caller(pid: number): Caller | undefined {

@@ -1,8 +1,9 @@
 // Calls that were received and not answered yet, in a file: the kernel hands a notification out once, so a cmld that
 // ends between would leave its caller waiting for ever. Each has a place of a fixed size: which listener, the
-// notification as it came, whether what was asked for is done. The child that does it notes so itself: it goes on when
-// cmld ends.
-import { closeSync, constants, existsSync, mkdirSync, openSync, readSync, writeSync } from "node:fs";
+// notification, whether what was asked for is done. The kernel writes the notification there itself, into the mapped file:
+// there is no moment at which it is handed out and not noted. The child that does what was asked notes so itself: it
+// goes on when cmld ends.
+import { closeSync, constants, existsSync, ftruncateSync, mkdirSync, openSync } from "node:fs";
 import { dirname } from "node:path";
 import { pwrite64 } from "../../../sys/calls.ts";
 import { mem } from "../../../sys/mem.ts";
@@ -13,6 +14,7 @@ const { O_CREAT, O_RDWR } = constants;
 const PLACE = 128;
 const [STATE, LISTENER, CALL] = [0, 4, 8];
 const [FREE, RECEIVED, DONE] = [0, 1, 2];
+const ID = CALL; // linux/seccomp.h: the first field; 0 until the kernel has written it
 
 export interface Found {
   readonly place: number;
@@ -26,11 +28,12 @@ done[0] = DONE;
 
 export class UnderWay implements Disposable {
   #file = -1;
+  #map: DataView | undefined;
   readonly #used: boolean[];
 
   constructor(
     readonly path: string,
-    places: number,
+    readonly places: number,
   ) {
     this.#used = Array.from({ length: places }, () => false);
     mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
@@ -38,38 +41,57 @@ export class UnderWay implements Disposable {
 
   /** The file, made by the first call: most containers make none. For a child that is to write done(). */
   get descriptor(): number {
-    if (this.#file < 0) this.#file = openSync(this.path, O_RDWR | O_CREAT, 0o600);
+    this.#mapped();
     return this.#file;
+  }
+
+  #mapped(): DataView {
+    if (this.#map) return this.#map;
+    this.#file = openSync(this.path, O_RDWR | O_CREAT, 0o600);
+    ftruncateSync(this.#file, this.places * PLACE);
+    const { buffer, byteOffset, length } = Bun.mmap(`/proc/self/fd/${this.#file}`, { shared: true });
+    this.#map = new DataView(buffer, byteOffset, length);
+    return this.#map;
+  }
+
+  #notification(place: number): Uint8Array {
+    const { buffer, byteOffset } = this.#mapped();
+    return new Uint8Array(buffer, byteOffset + place * PLACE + CALL, NOTIFICATION);
   }
 
   /** What an earlier cmld has left, by place. */
   left(): Found[] {
     const found: Found[] = [];
     if (!existsSync(this.path)) return found;
-    for (let place = 0; place < this.#used.length; place++) {
-      const bytes = new Uint8Array(new ArrayBuffer(PLACE));
-      if (readSync(this.descriptor, bytes, 0, PLACE, place * PLACE) < CALL + NOTIFICATION) continue;
-      const view = new DataView(bytes.buffer);
-      const state = view.getUint32(STATE, true);
-      if (state === FREE) continue;
+    const map = this.#mapped();
+    for (let place = 0; place < this.places; place++) {
+      const state = map.getUint32(place * PLACE + STATE, true);
+      if (state === FREE || map.getBigUint64(place * PLACE + ID, true) === 0n) continue;
       this.#used[place] = true;
-      const listener = view.getUint32(LISTENER, true);
-      found.push({ place, listener, bytes: bytes.slice(CALL, CALL + NOTIFICATION), done: state === DONE });
+      const listener = map.getUint32(place * PLACE + LISTENER, true);
+      found.push({ place, listener, bytes: this.#notification(place).slice(), done: state === DONE });
     }
     return found;
   }
 
-  /** There is a place: more calls than places are never under way. */
-  received(listener: number, notification: Uint8Array): number {
+  /** Let `receive` put a notification into a place; its number, and the notification. There is one: more calls than
+   * places are never under way. Undefined: there was no notification. */
+  received(
+    listener: number,
+    receive: (into: Uint8Array) => boolean,
+  ): { place: number; bytes: Uint8Array } | undefined {
     const place = this.#used.indexOf(false);
+    const into = this.#notification(place);
+    into.fill(0);
+    const map = this.#mapped();
+    map.setUint32(place * PLACE + LISTENER, listener, true);
+    map.setUint32(place * PLACE + STATE, RECEIVED, true);
+    if (!receive(into)) {
+      map.setUint32(place * PLACE + STATE, FREE, true);
+      return undefined;
+    }
     this.#used[place] = true;
-    const bytes = new Uint8Array(PLACE);
-    const view = new DataView(bytes.buffer);
-    view.setUint32(STATE, RECEIVED, true);
-    view.setUint32(LISTENER, listener, true);
-    bytes.set(notification, CALL);
-    writeSync(this.descriptor, bytes, 0, PLACE, place * PLACE);
-    return place;
+    return { place, bytes: into.slice() };
   }
 
   /** In a child: from here on it is done. */
@@ -78,12 +100,13 @@ export class UnderWay implements Disposable {
   }
 
   answered(place: number): void {
-    writeSync(this.descriptor, new Uint8Array(4), 0, 4, place * PLACE + STATE);
+    this.#mapped().setUint32(place * PLACE + STATE, FREE, true);
     this.#used[place] = false;
   }
 
   [Symbol.dispose](): void {
     if (this.#file >= 0) closeSync(this.#file);
     this.#file = -1;
+    this.#map = undefined;
   }
 }
