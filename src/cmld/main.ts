@@ -6,13 +6,13 @@ import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
 import { kernelAudit } from "../sys/audit.ts";
-import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat, read } from "../sys/calls.ts";
+import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat, read, SOCK_SEQPACKET } from "../sys/calls.ts";
 import { where } from "../sys/cgroup.ts";
 import { chain, EAGAIN } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { landlockAbi } from "../sys/landlock.ts";
-import { bindAt } from "../sys/listen.ts";
+import { bindAt, listens } from "../sys/listen.ts";
 import { mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
 import { readable } from "../sys/poll.ts";
@@ -94,14 +94,28 @@ export function places(
   };
 }
 
+/** What a cmld that was killed had just started may hold its locks and sockets until it has closed what it inherited. */
+const LEFT_MS = 2000;
+const RETRY_MS = 20;
+
+/** False: somebody holds it on. */
+async function freed(taken: () => boolean): Promise<boolean> {
+  const until = performance.now() + LEFT_MS;
+  while (taken()) {
+    if (performance.now() > until) return false;
+    await Bun.sleep(RETRY_MS); // nothing tells
+  }
+  return true;
+}
+
 /** One cmld per data folder and per volatile folder: two would start the same container. The locks end with the
  * process. */
-function lock(folder: string, mode: number): Fd {
+async function lock(folder: string, mode: number): Promise<Fd> {
   mkdirSync(folder, { recursive: true, mode });
   const fd = new Fd(now(openat(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY)));
   const [LOCK_EX, LOCK_NB] = [2, 4]; // asm-generic/fcntl.h
-  const result = attempt({ call: "flock", args: [fd.n, LOCK_EX | LOCK_NB] });
-  if (result === -EAGAIN) throw new Error(`another cmld uses ${folder}`);
+  const taken = () => attempt({ call: "flock", args: [fd.n, LOCK_EX | LOCK_NB] }) === -EAGAIN;
+  if (!(await freed(taken))) throw new Error(`another cmld uses ${folder}`);
   return fd;
 }
 
@@ -111,12 +125,13 @@ function groupId(name: string): number | undefined {
 }
 
 /** The machine's own control socket: from systemd, or made here. */
-function controlSocket(path: string, hosted: boolean): Fd {
+async function controlSocket(path: string, hosted: boolean): Promise<Fd> {
   const given = inherited((name) => name === CONTROL || name === "unknown");
   const [mine, ...others] = [...(given.get(CONTROL) ?? []), ...(given.get("unknown") ?? [])];
   for (const fd of others) fd.close();
   if (mine) return mine;
   mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+  await freed(() => listens(path));
   const fd = bindAt(path, 0o700, BACKLOG);
   const group = hosted ? groupId(GROUP) : undefined;
   if (group !== undefined) {
@@ -213,15 +228,17 @@ async function run(at: Places, debug: boolean): Promise<number> {
   const environment = { ...process.env };
   const above = supervisor(); // what it takes out of our environment, programs that we start do not get
   const device = await loadDevice(at.config);
-  using _run = lock(at.run, 0o711);
-  using _base = lock(at.base, 0o755);
+  using _run = await lock(at.run, 0o711);
+  using _base = await lock(at.base, 0o755);
   const log = openJournal(at.logs, debug);
   process.on("uncaughtException", (e) => log.error(`unexpected: ${chain(e)}: ${e.stack ?? ""}`));
   process.on("unhandledRejection", (e) => log.error(`unexpected: ${chain(e)}`));
 
+  const scdSocket = join(dirname(at.socket), "cml-scd_control");
+  await freed(() => listens(scdSocket, SOCK_SEQPACKET));
   const scd = new ScdClient({
     base: at.base,
-    socket: join(dirname(at.socket), "cml-scd_control"),
+    socket: scdSocket,
     passphrase: () => devicePassphrase(join(at.base, "keys")),
     ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
     log: (line) => log.info(line),
@@ -282,7 +299,7 @@ async function run(at: Places, debug: boolean): Promise<number> {
     (usb) => manager.unplugged(usb),
   );
 
-  using listening = controlSocket(at.socket, device.hostedmode);
+  using listening = await controlSocket(at.socket, device.hostedmode);
   using _server = open(listening, true);
   log.info(`listening on ${at.socket}`);
 

@@ -44,8 +44,8 @@ export function bindAt(path: string, mode: number, backlog: number, type = SOCK_
   return fd;
 }
 
-/** A full queue is somebody's as well. */
-function listens(path: string, type: number): boolean {
+/** Whether somebody listens there; a full queue is somebody's as well. */
+export function listens(path: string, type = SOCK_STREAM): boolean {
   using probe = unbound(type);
   const result = attempt(connectUnix(probe.n, path));
   return result === 0 || result === -EAGAIN;

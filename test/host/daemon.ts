@@ -173,7 +173,10 @@ export class Cmld implements AsyncDisposable {
         (await Client.to(this.socket))[Symbol.dispose]();
         return;
       } catch {
-        if (process.exitCode !== null) throw new Error(`cmld has ended: ${await log.text()}`);
+        if (process.exitCode !== null)
+          throw new Error(
+            `cmld has ended with ${process.exitCode} ${process.signalCode}: ${await log.text()}`,
+          );
         await Bun.sleep(5); // until it listens; nothing tells
       }
     }
