@@ -256,6 +256,9 @@ export async function replayed(
       const fd = openSync(sofar, "r+");
       for (; done < cut.prefix; done++) log.replay(done, fd);
       closeSync(fd);
+      // Another file each time: mount(8) takes a loop device that still has the last one, with what it remembers of it,
+      // and loop devices are let go of later than their mounts.
+      rmSync(image, { force: true });
       copy(sofar, image);
       const cutFd = openSync(image, "r+");
       for (const i of cut.beyond) log.replay(i, cutFd);
