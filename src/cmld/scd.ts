@@ -87,6 +87,8 @@ export class ScdClient implements Scd, Disposable {
   #starting: Promise<void> | undefined;
   #last = Number.NEGATIVE_INFINITY;
   #busy = 0;
+  /** Aborted when there will be no scd for those who wait. */
+  #lost = new AbortController();
   readonly #queue: (() => void)[] = [];
 
   constructor(at: Places) {
@@ -138,19 +140,22 @@ export class ScdClient implements Scd, Disposable {
   }
 
   token(request: IDaemonToToken): Promise<TokenToDaemon> {
-    return this.#ask(request);
+    // Whether it was done before scd ended, nobody knows: the PIN of a second try may be wrong by then.
+    const once = request.code === Ask.CHANGE_PIN || request.code === Ask.PROVISION_PIN;
+    return this.#ask(request, undefined, once ? 1 : TRIES);
   }
 
-  async #ask(request: IDaemonToToken, file?: Fd): Promise<TokenToDaemon> {
+  async #ask(request: IDaemonToToken, file?: Fd, tries = TRIES): Promise<TokenToDaemon> {
     if (this.#busy >= AT_ONCE) await new Promise<void>((resolve) => this.#queue.push(resolve));
     this.#busy++;
     const bytes = DaemonToToken.encode(request);
     try {
       for (let tried = 1; ; tried++) {
         await this.#start();
-        const answer = await exchange(this.#at.socket, bytes, file);
+        const answer = await exchange(this.#at.socket, bytes, file, this.#lost.signal);
         if (answer) return answer;
-        if (tried === TRIES) throw new Error(`scd has ended ${TRIES} times over one question`);
+        if (tried === tries)
+          throw new Error(`scd has ended ${tries === 1 ? "" : `${tries} times `}over one question`);
       }
     } finally {
       bytes.fill(0); // PINs and keys among them
@@ -193,7 +198,7 @@ export class ScdClient implements Scd, Disposable {
       void ended(child.pidfd).then(() => this.#ended(child.pidfd));
       void lines(out.read, (line) => log(`scd: ${line}`));
       await child.started();
-      await this.#passphrase();
+      void this.#passphrase();
     } catch (cause) {
       out.read.close();
       throw new Error("start scd", { cause });
@@ -211,7 +216,7 @@ export class ScdClient implements Scd, Disposable {
         DaemonToToken.encode({ code: Ask.DEVICE_PASSPHRASE, unwrapped_key }),
       );
       try {
-        const answer = await exchange(this.#at.socket, request, undefined);
+        const answer = await exchange(this.#at.socket, request, undefined, this.#lost.signal);
         if (answer && answer.code !== Say.DEVICE_CERT_OK) throw refusal(answer);
       } finally {
         request.fill(0);
@@ -227,6 +232,12 @@ export class ScdClient implements Scd, Disposable {
     this.#process = undefined;
     const why = how.signal === undefined ? `with status ${how.status}` : `by signal ${how.signal}`;
     this.#at.log(`scd has ended ${why}; the next question starts it again`);
+    // Questions that it had not accepted yet are still in the socket, and nothing else would tell them.
+    if (this.#busy > 0)
+      this.#start().catch((e) => {
+        this.#lost.abort(e);
+        this.#lost = new AbortController();
+      });
   }
 
   [Symbol.dispose](): void {
@@ -246,6 +257,7 @@ function exchange(
   path: string,
   request: Uint8Array,
   file: Fd | undefined,
+  lost: AbortSignal,
 ): Promise<TokenToDaemon | undefined> {
   const fd = new Fd(now(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)));
   return new Promise((resolve, reject) => {
@@ -258,6 +270,11 @@ function exchange(
       return;
     }
     let answer: TokenToDaemon | undefined;
+    const abandon = () => {
+      reject(new Error("scd", { cause: lost.reason }));
+      connection[Symbol.dispose]();
+    };
+    lost.addEventListener("abort", abandon);
     const connection = receiving(
       fd,
       ({ bytes, fd: other }) => {
@@ -266,6 +283,7 @@ function exchange(
         connection[Symbol.dispose]();
       },
       (reason) => {
+        lost.removeEventListener("abort", abandon);
         fd.close();
         if (reason !== undefined && !answer) reject(new Error(`scd: ${chain(reason)}`, { cause: reason }));
         else resolve(answer);

@@ -62,6 +62,9 @@ export interface Protected {
 export const hasToken = (c: Pick<Protected, "config">): boolean =>
   c.config.token_type !== ContainerTokenType.NONE;
 
+/** It has ended, or cannot be started. */
+const NO_ANSWER = "no answer from scd";
+
 const REFUSALS: Partial<Record<TokenToDaemon.Code, Reason>> = {
   [Say.UNLOCK_FAILED]: "unlock failed",
   [Say.PASSWD_WRONG]: "wrong PIN",
@@ -110,7 +113,7 @@ export class Tokens {
         ...request,
       });
     } catch (cause) {
-      throw new TokenRefused("internal", "scd", { cause });
+      throw new TokenRefused("internal", NO_ANSWER, { cause });
     }
     if (answer.code === want) return answer;
     const text = answer.error_text || `scd: ${Say[answer.code] ?? answer.code}`;
@@ -280,13 +283,20 @@ export class Tokens {
       const [code, want] = paired
         ? [Ask.CHANGE_PIN, Say.CHANGE_PIN_SUCCESSFUL]
         : [Ask.PROVISION_PIN, Say.PROVISION_PIN_SUCCESSFUL];
-      await pin.lend((token_pin) =>
-        fresh.lend((token_newpin) =>
-          pairing.lend((pairing_secret) =>
-            this.#ask(c, want, { code, token_pin, token_newpin, pairing_secret }),
+      try {
+        await pin.lend((token_pin) =>
+          fresh.lend((token_newpin) =>
+            pairing.lend((pairing_secret) =>
+              this.#ask(c, want, { code, token_pin, token_newpin, pairing_secret }),
+            ),
           ),
-        ),
-      );
+        );
+      } catch (cause) {
+        if (!(cause instanceof TokenRefused) || cause.message !== NO_ANSWER) throw cause;
+        throw new TokenRefused("internal", "nobody knows whether the old PIN is right now or the new one", {
+          cause,
+        });
+      }
       if (paired) return;
       await mkdir(c.imageDir, { recursive: true, mode: 0o755 });
       await writeAtomic(join(c.imageDir, PAIRED), "");

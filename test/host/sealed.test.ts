@@ -181,6 +181,33 @@ test("setup mode: a root of its own, the container's tree below /setup, no descr
   await stopped(PAIRED);
 }, 120_000);
 
+test("scd is killed while a PIN changes: the old one or the new one is right, and the client is told that", async () => {
+  let pin = "newpin1";
+  const children = () =>
+    readFileSync(`/proc/${cmld.pid}/task/${cmld.pid}/children`, "utf8").split(" ").filter(Boolean);
+  const isScd = (pid: string) => readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0").includes("scd");
+  let unknown = 0;
+  for (const ms of [0, 100, 300, 700]) {
+    const fresh = `pin-${ms}`;
+    expect((await c.ask(Command.PULL_DEVICE_CSR)).error_text).toBeDefined(); // there is an scd
+    const asked = change(PAIRED, pin, fresh);
+    await Bun.sleep(ms); // somewhere between the question and its answer
+    for (const pid of children().filter(isScd)) process.kill(Number(pid), "SIGKILL");
+    const said = await asked;
+    if (said !== "CONTAINER_CHANGE_PIN_SUCCESSFUL") {
+      expect(said).toStartWith(
+        "CONTAINER_CHANGE_PIN_FAILED: nobody knows whether the old PIN is right now or the new one",
+      );
+      unknown++;
+    }
+    const right = (await change(PAIRED, fresh, fresh)) === "CONTAINER_CHANGE_PIN_SUCCESSFUL";
+    if (!right) expect(await change(PAIRED, pin, pin)).toBe("CONTAINER_CHANGE_PIN_SUCCESSFUL");
+    if (right) pin = fresh;
+  }
+  expect(unknown).toBeGreaterThan(0);
+  expect(await change(PAIRED, pin, "newpin1")).toBe("CONTAINER_CHANGE_PIN_SUCCESSFUL");
+}, 240_000);
+
 test("a wrapped key that somebody exchanged makes a ZOMBIE, and a wipe is the way out", async () => {
   const wrapped = golden(`${PAIRED}.key`);
   const changed = Buffer.from(wrapped);
