@@ -1,5 +1,4 @@
 // The machine's time and its first random bytes, as far as the data partition can help with them.
-import { createHash } from "node:crypto";
 import { readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { AT_FDCWD, ioctl, O_WRONLY, openat } from "../sys/calls.ts";
@@ -61,7 +60,10 @@ export function seed(directory: string): "seeded" | "no seed yet" {
   }
   // A new seed is at least as good as the old: should the generator not be ready, it is made from the old one.
   if (!renewSeed(directory) && old)
-    write(directory, createHash("sha512").update(old).update(String(process.hrtime.bigint())).digest());
+    write(
+      directory,
+      new Bun.CryptoHasher("sha512").update(old).update(String(process.hrtime.bigint())).digest(),
+    );
   if (!old || old.length < 32) return "no seed yet";
   using random = new Fd(now(openat(AT_FDCWD, "/dev/urandom", O_WRONLY)));
   const bits = Math.min(old.length, 64) * 8;
