@@ -153,10 +153,12 @@ test("after a change of the PIN neither is anywhere", async () => {
   expect(inFiles()).toEqual([]);
 }, 60_000);
 
-test("neither leaves a core file, and scd's own user cannot look into it", () => {
+test("neither leaves a core file or is swapped where secrets are, and scd's own user cannot look into it", () => {
   for (const [name, pid] of family()) {
     const limits = readFileSync(`/proc/${pid}/limits`, "utf8");
     expect(`${name}: ${/Max core file size +(\d+)/.exec(limits)?.[1]}`).toBe(`${name}: 0`);
     expect(statSync(`/proc/${pid}/environ`).uid).toBe(0); // proc(5): of what is not dumpable
+    const locked = /^VmLck:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+    expect(Number(locked), name).toBeGreaterThanOrEqual(256); // the Secrets; in scd libcrypto's heap as well
   }
 });
