@@ -31,9 +31,10 @@ import {
 import type { Owned } from "../../src/cmld/ledger.ts";
 import { must } from "../../src/run/command.ts";
 import { modules } from "../../src/run/kmod.ts";
-import { activate, deactivate } from "../../src/run/mapper.ts";
+import { activate, deactivate, numbered } from "../../src/run/mapper.ts";
 import { mountBeside } from "../../src/run/mounting.ts";
 import * as sys from "../../src/sys/calls.ts";
+import * as dm from "../../src/sys/dm.ts";
 import { address } from "../../src/sys/encode.ts";
 import { chain } from "../../src/sys/error.ts";
 import { Fd } from "../../src/sys/fd.ts";
@@ -139,20 +140,23 @@ function dmsetup(...args: string[]): string {
 
 /** The stack by dmsetup, with the strings of the specification. */
 function original(kind: Kind, data: string, meta: string, sectors: number): string {
-  const integrity = `/dev/mapper/${NAMES.integrity}`;
   const tail =
     kind === "AUTHENC"
       ? `1 meta_device:${meta}`
       : `3 meta_device:${meta} internal_hash:hmac(sha256):${HEX.slice(128)} allow_discards`;
   dmsetup("create", NAMES.integrity, "--table", `0 ${sectors} integrity ${data} 0 32 J ${tail}`);
+  const integrity = nodeOf(NAMES.integrity);
   if (kind === "INTEGRITY_ONLY") return integrity;
   const crypt =
     kind === "AUTHENC"
       ? `capi:authenc(hmac(sha256),xts(aes))-random ${HEX} 0 ${integrity} 0 1 integrity:32:aead`
       : `aes-xts-plain64 ${HEX.slice(0, 128)} 0 ${integrity} 0 1 allow_discards`;
   dmsetup("create", NAMES.crypt, "--table", `0 ${sectors} crypt ${crypt}`);
-  return `/dev/mapper/${NAMES.crypt}`;
+  return nodeOf(NAMES.crypt);
 }
+
+/** The kernel's own: dmsetup leaves the others to a udev that is not there. */
+const nodeOf = (name: string): string => `/dev/dm-${numbered(dm.ask(dm.status(name)).device).split(":")[1]}`;
 
 async function byOriginal<T>(folder: string, kind: Kind, visit: (device: string) => Promise<T>): Promise<T> {
   await modules(["dm-mod", "dm-crypt", "dm-integrity", "xts", "ecb", "authenc"]);
@@ -166,7 +170,7 @@ async function byOriginal<T>(folder: string, kind: Kind, visit: (device: string)
     return await visit(original(kind, below.path, beside.path, statSync(`${folder}/data.img`).size / SECTOR));
   } finally {
     for (const name of [NAMES.crypt, NAMES.integrity])
-      if (existsSync(`/dev/mapper/${name}`)) dmsetup("remove", "--retry", name);
+      if (dm.exists(name)) dmsetup("remove", "--retry", name);
   }
 }
 
