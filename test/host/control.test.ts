@@ -139,7 +139,7 @@ test("two of one name: the first is taken, and said; what a program reads stays 
   const first = await control("state", "twin");
   expect(first.stderr).toBe(`control: 2 containers are named twin: the first is taken, ${uuids[0]}\n`);
   const start = await control("--json", "start", uuids[0]!);
-  expect(JSON.parse(start.stdout)).toMatchObject({ response: "CONTAINER_START_TOKEN_UNINIT" });
+  expect(JSON.parse(start.stdout)).toMatchObject({ response: "CONTAINER_START_TOKEN_UNPAIRED" });
   expect(start.stderr).toStartWith("Password: ");
   expect((await control("stats", uuids[0]!, "no\nbody")).stderr).toEndWith('does not exist! ("no\\nbody")\n');
   expect(await control("help", "bogus")).toMatchObject({ exit: 255 });
