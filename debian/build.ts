@@ -79,8 +79,8 @@ Version: ${version}
 Architecture: ${architecture}
 Maintainer: the authors of cml <root@localhost>
 Installed-Size: ${kib}
-Depends: libc6 (>= 2.17), libssl3, e2fsprogs, passwd, init-system-helpers (>= 1.52)
-Recommends: systemd (>= 244), erofs-utils, libcryptsetup12, bash-completion
+Depends: libc6 (>= 2.17), libssl3, libcryptsetup12, e2fsprogs, passwd, init-system-helpers (>= 1.52)
+Recommends: systemd (>= 244), erofs-utils, bash-completion
 Suggests: squashfs-tools
 Section: admin
 Priority: optional
