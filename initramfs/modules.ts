@@ -20,12 +20,13 @@ export const CORE = [
   [CRC32C, "crc32c-intel", "libcrc32c", "ext4", "erofs", "overlay"],
   ["veth", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat"],
   ["nft_reject_inet", "nft_fib_inet", "nft_fwd_netdev", "sch_fq_codel"],
+  ["dm-verity", ...["sha256-ssse3"].filter(() => process.arch === "x64")], // its image has a root hash
 ].flat();
 
-/** Loaded by cmld when a volume or a verified image is first opened (src/run/kmod.ts). */
+/** Loaded by cmld when a volume is first opened (src/run/kmod.ts). */
 export const ON_NEED = [
-  ["dm-mod", "dm-bufio", "dm-crypt", "dm-verity", "dm-integrity", "xts", "ecb", "cbc", "essiv", "authenc"],
-  ["aesni-intel", "sha256-ssse3"].filter(() => process.arch === "x64"),
+  ["dm-mod", "dm-bufio", "dm-crypt", "dm-integrity", "xts", "ecb", "cbc", "essiv", "authenc"],
+  ["aesni-intel"].filter(() => process.arch === "x64"),
 ].flat();
 
 /** Then, beside it, what other guests may use: links, their firewalls; and the power button. */
