@@ -45,7 +45,7 @@ import { type Errand, errand } from "./errand.ts";
 import { isOpen, keepOpen } from "./kept.ts";
 import { Log } from "./log.ts";
 import { devicesPresent, Loader, listed, Modules } from "./modules.ts";
-import { boot, ground, type Phase } from "./phases.ts";
+import { boot, ground, machine, type Phase } from "./phases.ts";
 import { watchButton } from "./power.ts";
 import { EXITS_MAX, Reaper, waitStatus } from "./reaper.ts";
 import { type End, restart, shutdown } from "./shutdown.ts";
@@ -184,9 +184,10 @@ class Init {
 
   #phases(): Phase[] {
     return [
-      ...ground(this.#say),
+      ...ground,
       { name: "kept descriptors", vital: true, own: true, run: () => this.#adopt() },
       { name: "daemons ahead", vital: true, run: () => this.#ahead() },
+      ...machine(this.#say),
       { name: "devices", vital: true, own: true, run: () => this.#devices() },
       { name: "data", vital: true, run: () => this.#data() },
       { name: "log", vital: false, own: true, run: () => this.#log.toFile() },

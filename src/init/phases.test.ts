@@ -2,13 +2,13 @@ import { expect, test } from "bun:test";
 import { execve } from "../sys/calls.ts";
 import { show } from "../sys/op.ts";
 import { delay, program } from "./daemons.ts";
-import { boot, describe, ground, type Phase } from "./phases.ts";
+import { boot, describe, ground, machine, type Phase } from "./phases.ts";
 import { hasBit } from "./power.ts";
 import { waitStatus } from "./reaper.ts";
 import { mountPoints } from "./shutdown.ts";
 
 test("the ground is prepared in this order", () => {
-  expect(describe(ground(() => {}))).toBe(`file systems (vital)
+  expect(describe([...ground, ...machine(() => {})])).toBe(`file systems (vital)
   mount("tmpfs", "/run", "tmpfs", 6, "mode=755,size=20%")
   mount("tmpfs", "/tmp", "tmpfs", 6, "mode=1777,size=20%")
   mkdirat(-100, "/dev/pts", 493)

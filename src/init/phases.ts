@@ -94,8 +94,8 @@ function controllers(): void {
   }
 }
 
-/** The ground that everything else stands on; data, modules and daemons come after it (main.ts). */
-export const ground = (say: (line: string) => void): readonly Phase[] => [
+/** The ground that everything else stands on, every process of ours included. */
+export const ground: readonly Phase[] = [
   {
     name: "file systems",
     vital: true,
@@ -115,6 +115,10 @@ export const ground = (say: (line: string) => void): readonly Phase[] => [
     ],
   },
   { name: "limits", vital: false, ops: [prlimit(RLIMIT_CORE, 0, 0), prlimit(RLIMIT_NOFILE, NOFILE, NOFILE)] },
+];
+
+/** The machine as it is to be before anything of it is used: daemons that are started ahead load meanwhile (main.ts). */
+export const machine = (say: (line: string) => void): readonly Phase[] => [
   // Ctrl-Alt-Del becomes SIGINT for PID 1 instead of an instant reset.
   {
     name: "ctrl-alt-del",
