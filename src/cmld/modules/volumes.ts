@@ -167,7 +167,9 @@ function endKey(s: Start): void {
 function isPlain(s: Start, m: Mount): boolean {
   const image = imageName(s.config, m);
   const has = (suffix: string) => existsSync(join(s.imageDir, `${image}${suffix}`));
-  return s.host.hosted && !s.key && has(".plain.img") && !has(".img") && !has(".made");
+  if (!has(".plain.img") || has(".img") || has(".made")) return false;
+  if (s.host.hosted && !s.key) return true;
+  throw new Error(`${image}.plain.img is in clear, and volumes are sealed here: wipe the container`);
 }
 
 async function ownVolume(s: Start, m: Mount): Promise<Fd> {
