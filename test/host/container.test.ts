@@ -40,7 +40,7 @@ let before: string[];
 beforeAll(async () => {
   world = World.open();
   await world.sh("true"); // opens what stays open: the poll thread
-  before = world.snapshot();
+  before = await world.atRest();
 });
 afterAll(async () => await world[Symbol.asyncDispose]());
 afterEach(async () => {

@@ -52,7 +52,7 @@ let before: string[];
 beforeAll(async () => {
   world = World.open();
   await world.sh("true");
-  before = world.snapshot();
+  before = await world.atRest();
 });
 afterAll(async () => await world[Symbol.asyncDispose]());
 afterEach(async () => {

@@ -25,7 +25,7 @@ beforeAll(async () => {
   const { list, calls: seen } = counted(product());
   await world.container({ ...recipe, modules: list }).explain();
   calls = seen().map((op) => op.call);
-  before = world.snapshot();
+  before = await world.atRest();
 });
 afterAll(async () => await world[Symbol.asyncDispose]());
 

@@ -26,7 +26,7 @@ const running: Container[] = [];
 beforeAll(async () => {
   world = World.open();
   await world.sh("true", { config }); // opens and makes what stays
-  before = world.snapshot();
+  before = await world.atRest();
 });
 afterAll(async () => await world[Symbol.asyncDispose]());
 afterEach(async () => {

@@ -32,7 +32,7 @@ beforeAll(async () => {
   );
   await world.sh("true");
   await hotplug.idle();
-  before = world.snapshot();
+  before = await world.atRest();
 });
 afterAll(async () => {
   hotplug.end();

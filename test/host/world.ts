@@ -273,6 +273,13 @@ export class World implements AsyncDisposable {
       ...descriptors(),
     ].sort();
   }
+
+  /** The same, once nothing goes on any more: of a container that has ended, children of ours still close this and that. */
+  async atRest(): Promise<string[]> {
+    const children = `/proc/self/task/${process.pid}/children`;
+    await until(() => readFileSync(children, "utf8").split(" ").filter(Boolean));
+    return this.snapshot();
+  }
 }
 
 const lines = (path: string): string[] => readFileSync(path, "utf8").trim().split("\n");
