@@ -1,6 +1,6 @@
 // `make bench`: a start with limits of memory, processors and processes, a pair of links, device program and filter, beside
 // crun with the same, in QEMU: this host has no such controllers in cgroup2. crun and ip(8) are Debian's; they and their
-// libraries lie on the machine's data disk. Ours is timed by cmld's log (STARTING to STOPPED), theirs by who starts them.
+// libraries lie on the machine's data disk. Times are the machine's own, which counts instructions. Ours is timed by cmld's log (STARTING to STOPPED), theirs by who starts them.
 import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
@@ -39,7 +39,7 @@ function peers(data: string): void {
   rmSync(root, { recursive: true });
 }
 
-await using machine = await Machine.boot([OURS], peers);
+await using machine = await Machine.boot([OURS], { add: peers, counted: true });
 const { vm } = machine;
 
 async function ours(): Promise<number> {

@@ -44,12 +44,16 @@ export class Machine implements AsyncDisposable {
   private constructor(
     readonly folder: string,
     disk: string,
+    counted: boolean,
   ) {
-    this.vm = Vm.boot({ memory: 768, disks: [disk] });
+    this.vm = Vm.boot({ memory: 768, disks: [disk], counted });
   }
 
   /** Boot one with everything that the attacks need, up to core0. `add` puts more into what will be /data. */
-  static async boot(guests: readonly Guest[], add: (data: string) => void = () => {}): Promise<Machine> {
+  static async boot(
+    guests: readonly Guest[],
+    { counted = false, add = (_data: string) => {} } = {},
+  ): Promise<Machine> {
     const folder = mkdtempSync(join(tmpdir(), "escape-"));
     try {
       const from = join(folder, "guests");
@@ -73,7 +77,7 @@ export class Machine implements AsyncDisposable {
       const file = join(folder, "disk.img");
       disk(file, DISK_MIB, data);
       rmSync(data, { recursive: true });
-      const machine = new Machine(folder, file);
+      const machine = new Machine(folder, file, counted);
       await machine.vm.sees("core0: BOOTING → RUNNING");
       machine.#cmld = Number(/init: cmld: started, pid (\d+)/.exec(machine.vm.said)![1]);
       return machine;
