@@ -48,6 +48,9 @@ export interface Noise {
   readonly kills: number;
 }
 
+/** What is promised: the best of several runs, so the first that keeps it will do. */
+const LIST_MS = 20;
+
 export const percentile = (values: readonly number[], part: number): number =>
   values.toSorted((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * part))]!;
 
@@ -87,6 +90,9 @@ export async function measure(counts: {
   await started(); // opens what stays open
   const quietStart = await starts();
   const quietList = await listed();
+  console.log(
+    `quiet: start ${quietStart} ms, list p99 ${percentile(quietList, 0.99).toFixed(1)} ms, median ${median(quietList).toFixed(1)} ms`,
+  );
 
   await machine.ground.start(NOISY);
   const { text } = await machine.control("list");
@@ -100,8 +106,11 @@ export async function measure(counts: {
   while ((await processes()) < 100 || (await kills()) < 2) await Bun.sleep(200); // until it is loud
 
   let list: number[] | undefined;
-  for (let i = 0; i < counts.runs; i++) {
+  for (let i = 0; i < counts.runs && !(list && percentile(list, 0.99) <= LIST_MS); i++) {
     const times = await listed();
+    console.log(
+      `noisy: list p99 ${percentile(times, 0.99).toFixed(1)} ms, median ${median(times).toFixed(1)} ms`,
+    );
     if (!list || percentile(times, 0.99) < percentile(list, 0.99)) list = times;
   }
   const start = await starts();
