@@ -29,8 +29,6 @@ host name
   sethostname("cml", 3)
 loopback
 control groups
-moves between groups
-  mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 46, "nsdelegate,memory_recursiveprot,favordynmods")
 settings`);
 });
 

@@ -8,7 +8,6 @@ import {
   MS_NODEV,
   MS_NOEXEC,
   MS_NOSUID,
-  MS_REMOUNT,
   MS_SHARED,
   mkdir,
   mount,
@@ -81,8 +80,6 @@ function loopback(): void {
   now(ioctl(any.n, SIOCSIFFLAGS, request));
 }
 
-/** Documentation/admin-guide/cgroup-v2.rst, "Mounting". */
-const CGROUPS = "nsdelegate,memory_recursiveprot";
 const CONTROLLERS = ["cpuset", "cpu", "io", "memory", "pids"];
 
 function controllers(): void {
@@ -106,7 +103,7 @@ export const ground: readonly Phase[] = [
       mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666"),
       mkdir("/dev/shm", 0o1777),
       mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
-      mount("cgroup2", "/sys/fs/cgroup", "cgroup2", LOCKED, CGROUPS),
+      mount("cgroup2", "/sys/fs/cgroup", "cgroup2", LOCKED, "nsdelegate,memory_recursiveprot"),
       // A daemon that is loaded before the data partition is mounted sees it when it comes.
       mount("/data", "/data", "none", MS_BIND),
       mount("none", "/data", "none", MS_SHARED),
@@ -128,13 +125,6 @@ export const machine = (say: (line: string) => void): readonly Phase[] => [
   { name: "host name", vital: false, ops: [sethostname("cml")] },
   { name: "loopback", vital: false, run: loopback },
   { name: "control groups", vital: false, run: controllers },
-  // Otherwise whoever moves a process into a group waits for a grace period of the kernel's, and every fork for him: up to
-  // 30 ms of a start, more beside a fork bomb (Linux 6.0).
-  {
-    name: "moves between groups",
-    vital: false,
-    ops: [mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_REMOUNT | LOCKED, `${CGROUPS},favordynmods`)],
-  },
   { name: "settings", vital: false, run: () => settings(say) },
 ];
 
