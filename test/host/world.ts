@@ -312,7 +312,9 @@ function descriptors(): string[] {
   const found: string[] = [];
   for (const n of readdirSync("/proc/self/fd")) {
     try {
-      found.push(`descriptor ${readlinkSync(`/proc/self/fd/${n}`).replace(/\d+/g, "N")}`);
+      const file = readlinkSync(`/proc/self/fd/${n}`);
+      // What the runtime gives a child for its standard input, and closes when it collects.
+      if (!file.startsWith("/memfd:spawn_stdio")) found.push(`descriptor ${file.replace(/\d+/g, "N")}`);
     } catch {
       // the one that read the directory
     }
