@@ -107,6 +107,7 @@ function aligned(bytes: number): Uint8Array<ArrayBuffer> {
 const whole = (at: string): Record<string, string> =>
   Object.fromEntries(
     readdirSync(at)
+      .sort()
       .filter((name) => name !== "lost+found")
       .map((name) => [name, Bun.hash(readFileSync(`${at}/${name}`)).toString(16)]),
   );
