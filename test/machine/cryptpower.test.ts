@@ -47,7 +47,7 @@ test(
       await telling(vm, async () => {
         await vm.sees("core0: BOOTING → RUNNING");
         const { volumes } = inside(vm);
-        await volumes("mount", "/dev/vdb");
+        await volumes("mount", "/dev/vda"); // QEMU makes the logged disk before the others
         after.mounted = writes.length;
         await volumes("write", "/run/disk/web", SMALL, "one", "two");
         after.made = writes.length;
