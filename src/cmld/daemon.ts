@@ -3,10 +3,12 @@
 //
 // Starting, removing and wiping of one container happen one after the other; requests for different containers do not
 // wait for each other.
+
 import { existsSync } from "node:fs";
 import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
+import { Turns } from "../lib/turns.ts";
 import { C0 } from "../lib/uuid.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
@@ -129,7 +131,8 @@ export class Manager implements Daemon {
   #all = new Map<string, Managed>();
   /** What a configuration was bound to last: chosen when it is loaded and again before a start. */
   readonly #bound = new WeakMap<ContainerConfig, GuestOs | Error>();
-  readonly #turns = new Map<string, Promise<unknown>>();
+  /** One change of a container after the other. */
+  readonly #turns = new Turns();
   readonly #subscribers = new Set<(e: StateEvent) => void>();
   #provisioned = false;
   #deviceUuid: string | undefined;
@@ -343,7 +346,7 @@ export class Manager implements Daemon {
   }
 
   async #stopOne(c: Managed): Promise<void> {
-    await this.#turns.get(c.uuid)?.catch(() => {}); // a start that has begun
+    await this.#turns.over(c.uuid); // a start that has begun
     if (c.state === "STOPPED" || c.state === "ZOMBIE") return;
     if (c.state !== "SHUTDOWN")
       await c.stop().catch((e) => {
@@ -364,18 +367,6 @@ export class Manager implements Daemon {
   }
 
   // --- containers ---------------------------------------------------------------------
-
-  /** One change of a container after the other. */
-  #turn<T>(uuid: string, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(uuid) ?? Promise.resolve();
-    const turn = before.catch(() => {}).then(work);
-    this.#turns.set(uuid, turn);
-    const over = () => {
-      if (this.#turns.get(uuid) === turn) this.#turns.delete(uuid);
-    };
-    turn.then(over, over);
-    return turn;
-  }
 
   get hosted(): boolean {
     return this.#m.host.hosted;
@@ -530,7 +521,7 @@ export class Manager implements Daemon {
   }
 
   remove(known: Known): Promise<void> {
-    return this.#turn(known.uuid, async () => {
+    return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       await c.kill();
       await forgetKey(join(this.#m.host.base, "keys"), c.uuid);
@@ -546,7 +537,7 @@ export class Manager implements Daemon {
   }
 
   wipe(known: Known): Promise<void> {
-    return this.#turn(known.uuid, async () => {
+    return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       if (c.isC0 && isUp(c.state)) throw new Error("core0 runs: without its volumes the machine would end");
       await c.kill();
@@ -653,7 +644,7 @@ export class Manager implements Daemon {
     by: { readonly pin?: Secret | undefined; readonly recovery?: Secret | undefined },
     to: (piece: Uint8Array) => Promise<void>,
   ): Promise<void> {
-    return this.#turn(known.uuid, async () => {
+    return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       const still = c.state === "STOPPED" || (by.recovery && c.state === "ZOMBIE"); // its token is damaged
       if (!still) throw new Error(`${shownName(c.config.name)} is ${c.state}: stop it first`);
@@ -732,7 +723,7 @@ export class Manager implements Daemon {
   }
 
   start(known: Known, options: StartOptions): Promise<void> {
-    return this.#turn(known.uuid, async () => {
+    return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       try {
         if (this.#ending) throw new Error("everything is being stopped");
@@ -769,7 +760,7 @@ export class Manager implements Daemon {
   }
 
   explain(known: Known): Promise<string[]> {
-    return this.#turn(known.uuid, async () => {
+    return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       await this.#rebind(c);
       return c.explain();

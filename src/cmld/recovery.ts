@@ -5,12 +5,12 @@
 //   "CMLRECO1"  salt[32]  nonce[12]  ciphertext  tag[16]
 //
 // AES-256-GCM under HKDF-SHA256 of the recovery key. 128 random bits need no slow derivation.
-import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
-import { Secret } from "../sys/secret.ts";
+import { hkdfSync, randomBytes } from "node:crypto";
+import { decrypt, encrypt, NONCE, TAG } from "../sys/gcm.ts";
+import type { Secret } from "../sys/secret.ts";
 
 const MAGIC = "CMLRECO1";
-const [SALT, NONCE, BODY] = [8, 40, 52];
-const TAG = 16;
+const [SALT, BODY] = [8, 52];
 /** Bytes of a recovery key: eight words and one that sums them up. */
 export const RECOVERY_BYTES = 16;
 export const RECOVERY_MAX = 4096;
@@ -23,12 +23,7 @@ export function wrap(key: Secret, recovery: Secret): Uint8Array {
   const head = Buffer.alloc(BODY);
   head.write(MAGIC, "latin1");
   randomBytes(BODY - SALT).copy(head, SALT);
-  const under = wrapping(recovery, head.subarray(SALT, NONCE));
-  const cipher = createCipheriv("aes-256-gcm", under, head.subarray(NONCE, BODY));
-  under.fill(0);
-  cipher.setAAD(head);
-  const body = key.lend((bytes) => cipher.update(bytes));
-  return Buffer.concat([head, body, cipher.final(), cipher.getAuthTag()]);
+  return encrypt(key, wrapping(recovery, head.subarray(SALT, BODY - NONCE)), head);
 }
 
 /** The key, for the recovery key that it was wrapped under. */
@@ -36,17 +31,9 @@ export function unwrap(file: Uint8Array, recovery: Secret): Secret {
   const magic = Buffer.from(file.subarray(0, SALT)).toString("latin1");
   if (magic !== MAGIC || file.length < BODY + TAG || file.length > RECOVERY_MAX)
     throw new Error("the key behind the recovery key is damaged");
-  const under = wrapping(recovery, file.subarray(SALT, NONCE));
-  const opened = createDecipheriv("aes-256-gcm", under, file.subarray(NONCE, BODY));
-  under.fill(0);
-  opened.setAAD(file.subarray(0, BODY));
-  opened.setAuthTag(file.subarray(file.length - TAG));
-  const key = opened.update(file.subarray(BODY, file.length - TAG));
   try {
-    opened.final();
+    return decrypt(file, BODY, wrapping(recovery, file.subarray(SALT, BODY - NONCE)));
   } catch (cause) {
-    key.fill(0);
     throw new Error("it is another recovery key", { cause });
   }
-  return Secret.take(key);
 }

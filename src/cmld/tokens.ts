@@ -3,6 +3,7 @@
 //
 // keys/<uuid>.key has the key as the token has wrapped it, keys/<uuid>.mac the token's proof that it did, and
 // token_is_paired in the container's folder says that somebody has set a PIN. None of them opens anything without the token.
+
 import { existsSync, readdirSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -13,6 +14,7 @@ import {
   TokenToDaemon,
   TokenType,
 } from "../../proto/gen/proto.js";
+import { Turns } from "../lib/turns.ts";
 import { chain } from "../sys/error.ts";
 import { destroy, readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
 import { SEALED_MAX, unseal } from "../sys/sealed.ts";
@@ -76,24 +78,13 @@ const REFUSALS: Partial<Record<TokenToDaemon.Code, Reason>> = {
 export class Tokens {
   readonly #scd: Scd;
   readonly #keys: string;
-  readonly #turns = new Map<string, Promise<unknown>>();
+  /** One dialogue with a token after the other. */
+  readonly #turns = new Turns();
 
   /** `base`: the data folder. */
   constructor(scd: Scd, base: string) {
     this.#scd = scd;
     this.#keys = join(base, "keys");
-  }
-
-  /** One dialogue with a token after the other. */
-  #turn<T>(uuid: string, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(uuid) ?? Promise.resolve();
-    const turn = before.catch(() => {}).then(work);
-    this.#turns.set(uuid, turn);
-    const over = () => {
-      if (this.#turns.get(uuid) === turn) this.#turns.delete(uuid);
-    };
-    turn.then(over, over);
-    return turn;
   }
 
   async #ask(
@@ -122,7 +113,7 @@ export class Tokens {
 
   /** Make it, if it is not there: seconds for a soft token. */
   add(c: Protected): Promise<void> {
-    return this.#turn(c.uuid, () => this.#add(c));
+    return this.#turns.take(c.uuid, () => this.#add(c));
   }
 
   async #add(c: Protected): Promise<void> {
@@ -196,7 +187,7 @@ export class Tokens {
 
   /** Is it the PIN? */
   check(c: Protected, pin: Secret): Promise<void> {
-    return this.#turn(c.uuid, () =>
+    return this.#turns.take(c.uuid, () =>
       this.#unlocked(
         c,
         pin,
@@ -208,7 +199,7 @@ export class Tokens {
 
   /** The key of its volumes; the first time a new one, which is on the disk, wrapped, before it is given. */
   open(c: Protected, pin: Secret): Promise<Secret> {
-    return this.#turn(c.uuid, () =>
+    return this.#turns.take(c.uuid, () =>
       this.#unlocked(
         c,
         pin,
@@ -276,7 +267,7 @@ export class Tokens {
 
   /** The first change is from the PIN that everybody knows, and pairs the token with this device. */
   changePin(c: Protected, pin: Secret, fresh: Secret): Promise<void> {
-    return this.#turn(c.uuid, async () => {
+    return this.#turns.take(c.uuid, async () => {
       await this.#add(c);
       using pairing = await this.#pairing();
       const paired = this.isPaired(c);
@@ -305,7 +296,7 @@ export class Tokens {
 
   /** Nothing that the key protects can be read any more. Its token is destroyed as well; the next one is a new one. */
   destroy(c: Protected): Promise<void> {
-    return this.#turn(c.uuid, async () => {
+    return this.#turns.take(c.uuid, async () => {
       for (const extension of ["key", "mac"]) await destroy(join(this.#keys, `${c.uuid}.${extension}`));
       if (existsSync(c.imageDir)) await removeSynced(c.imageDir, [PAIRED]);
       if (!hasToken(c)) return;

@@ -1,5 +1,7 @@
 // Tokens, whatever they are made of, and who may speak to which: one after the other for each token.
+
 import { existsSync } from "node:fs";
+import { Turns } from "../lib/turns.ts";
 import { isUuid } from "../lib/uuid.ts";
 import { Pkcs11Module } from "../pki/pkcs11.ts";
 import type { Secret } from "../sys/secret.ts";
@@ -53,7 +55,7 @@ const SERIAL = /^[\x21-\x7e]{1,16}$/;
 export class Tokens {
   readonly #soft = new Map<string, SoftToken>();
   readonly #usb = new Map<string, UsbToken>();
-  readonly #turns = new Map<string, Promise<unknown>>();
+  readonly #turns = new Turns();
   /** `module`: the PKCS #11 module for hardware, if it is not one of the usual. */
   constructor(
     readonly folder: string,
@@ -93,14 +95,7 @@ export class Tokens {
 
   /** Nobody else speaks to this token meanwhile. */
   inTurn<T>(uuid: string, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(uuid) ?? Promise.resolve();
-    const turn = before.catch(() => {}).then(work);
-    this.#turns.set(uuid, turn);
-    const over = () => {
-      if (this.#turns.get(uuid) === turn) this.#turns.delete(uuid);
-    };
-    turn.then(over, over);
-    return turn;
+    return this.#turns.take(uuid, work);
   }
 
   forget(uuid: string): void {

@@ -7,14 +7,14 @@
 //
 // AES-256-GCM; the key that protects is HKDF-SHA256 of the facts, and the name and everything before the nonce's end are
 // authenticated with it.
-import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
+import { hkdfSync, randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { Secret } from "./secret.ts";
+import { decrypt, encrypt, NONCE, TAG } from "./gcm.ts";
+import type { Secret } from "./secret.ts";
 
 const MAGIC = "CMLKEY01";
 const MACHINE = 1;
-const [PROTECTOR, FACTS, SALT, NONCE, BODY] = [8, 9, 10, 42, 54];
-const TAG = 16;
+const [PROTECTOR, FACTS, SALT, BODY] = [8, 9, 10, 54];
 /** The longest sealed file. */
 export const SEALED_MAX = 4096;
 
@@ -59,12 +59,7 @@ export function seal(key: Secret, name: string, facts = machineFacts()): Uint8Ar
   head[PROTECTOR] = MACHINE;
   head[FACTS] = bitsOf(facts);
   randomBytes(BODY - SALT).copy(head, SALT);
-  const wrap = wrapping(facts, head[FACTS], head.subarray(SALT, NONCE));
-  const cipher = createCipheriv("aes-256-gcm", wrap, head.subarray(NONCE, BODY));
-  wrap.fill(0);
-  cipher.setAAD(Buffer.concat([head, Buffer.from(name)]));
-  const body = key.lend((bytes) => cipher.update(bytes));
-  return Buffer.concat([head, body, cipher.final(), cipher.getAuthTag()]);
+  return encrypt(key, wrapping(facts, head[FACTS], head.subarray(SALT, BODY - NONCE)), head, name);
 }
 
 export const isSealed = (bytes: Uint8Array): boolean =>
@@ -79,19 +74,11 @@ export function unseal(bytes: Uint8Array, name: string, facts = machineFacts()):
   const bits = bytes[FACTS]!;
   if (bits >> SOURCES.length) throw new Error(`the key of ${name} is damaged`);
   const changed = SOURCES.filter((_, i) => bits & (1 << i) && facts[i] === undefined);
-  const wrap = wrapping(facts, bits, bytes.subarray(SALT, NONCE));
-  const opened = createDecipheriv("aes-256-gcm", wrap, bytes.subarray(NONCE, BODY));
-  wrap.fill(0);
-  opened.setAAD(Buffer.concat([bytes.subarray(0, BODY), Buffer.from(name)]));
-  opened.setAuthTag(bytes.subarray(bytes.length - TAG));
-  const key = opened.update(bytes.subarray(BODY, bytes.length - TAG));
   try {
-    opened.final();
+    return decrypt(bytes, BODY, wrapping(facts, bits, bytes.subarray(SALT, BODY - NONCE)), name);
   } catch (cause) {
-    key.fill(0);
     const why =
       changed.length > 0 ? `this machine has no ${changed.join(", ")}` : "damaged, or of another machine";
     throw new Error(`the key of ${name} does not open: ${why}`, { cause });
   }
-  return Secret.take(key);
 }
