@@ -2,14 +2,15 @@
 import { ContainerConfig } from "../../proto/gen/proto.js";
 import { parse } from "../lib/text.ts";
 import { type Run, runTool } from "../tool/commands.ts";
-import { sign, signer } from "./sign.ts";
+import { bytesOf, sign, signer } from "./sign.ts";
 import { CONTAINER_COMMANDS, CONTAINER_SUMMARY } from "./table.ts";
 
 const run: Run<typeof CONTAINER_COMMANDS> = {
   async sign(args, many) {
     const conf = String(args.conf);
+    const source = await bytesOf(conf);
     try {
-      parse(ContainerConfig, await Bun.file(conf).bytes());
+      parse(ContainerConfig, source);
     } catch (cause) {
       throw new Error(conf, { cause });
     }

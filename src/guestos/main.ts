@@ -6,7 +6,7 @@ import { parse } from "../lib/text.ts";
 import { Refused, type Signed } from "../pki/verify.ts";
 import { oneOf, type Run, runTool, Usage, whole } from "../tool/commands.ts";
 import { build, check, FILE_SYSTEMS, HARDWARE, type RootMount } from "./image.ts";
-import { beside, judge, sign, signer, signerOf } from "./sign.ts";
+import { beside, bytesOf, judge, sign, signer, signerOf } from "./sign.ts";
 import { COMMANDS, SUMMARY } from "./table.ts";
 
 const MIB_MAX = 1 << 20; // a TiB: what def_size holds, and what an 80-disk array might
@@ -122,7 +122,7 @@ const run: Run<typeof COMMANDS> = {
 };
 
 async function parsed(path: string): Promise<GuestOSConfig> {
-  const source = await Bun.file(path).bytes();
+  const source = await bytesOf(path);
   try {
     return parse(GuestOSConfig, source);
   } catch (cause) {

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import {
   copyFileSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -69,6 +70,41 @@ test("a PKI that is there is kept; a link is refused", async () => {
     err: `pki: ${at("link")}: a symbolic link; keys are made in real folders only\n`,
   });
   expect(existsSync(at("elsewhere"))).toBe(false);
+});
+
+test("what is there and no PKI is said to be none", async () => {
+  mkdirSync(at("empty"));
+  for (const [name, why] of [
+    ["empty", "a folder without a PKI is there; name one that is not"],
+    ["dmos-1.conf", "not a folder"],
+  ] as const)
+    expect(await cml("pki", "init", at(name))).toEqual({
+      status: 1,
+      out: "",
+      err: `pki: ${at(name)}: ${why}\n`,
+    });
+});
+
+test("a word too many is refused, not passed over: `sign *.conf` would sign one of them", async () => {
+  const key = ["--key", at("pki/ssig_cml.key"), "--cert", at("pki/ssig_cml.cert")];
+  for (const tool of ["guestos", "container"])
+    expect(await cml(tool, "sign", ...key, at("a-1.conf"), at("b-1.conf"))).toEqual({
+      status: 255,
+      out: "",
+      err: `${tool}: ${at("b-1.conf")}: one word too many\n`,
+    });
+  expect((await cml("guestos", "sign", ...key, "--", at("a-1.conf"), "-b")).err).toBe(
+    "guestos: -b: one word too many\n",
+  );
+  expect((await cml("guestos", "verify", "--CA", at("pki/ssig_rootca.cert"), conf)).err).toBe(
+    "guestos: --CA: no such option\n",
+  );
+});
+
+test("a folder in a file's place is named", async () => {
+  const key = (cert: string) => ["--key", at("pki/ssig_cml.key"), "--cert", cert, conf];
+  const { status, err } = await cml("guestos", "sign", ...key(at("pki")));
+  expect({ status, err }).toEqual({ status: 1, err: `guestos: ${at("pki")}: a folder, not a file\n` });
 });
 
 test("signed here, verified here and by openssl", async () => {

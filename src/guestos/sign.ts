@@ -1,5 +1,6 @@
 // A detached signature beside what it signs: NAME.conf, NAME.sig (raw), NAME.cert (PEM: the signer, then its
 // intermediates), as the original's sign_config writes them (spec/security.md 2.1, 2.2).
+import { stat } from "node:fs/promises";
 import { readBundle, subject } from "../pki/certificates.ts";
 import { Scope } from "../pki/crypto.ts";
 import { isUri, tokenKey } from "../pki/engine.ts";
@@ -17,7 +18,11 @@ export function beside(conf: string, extension: "sig" | "cert"): string {
   return `${conf.slice(0, -"conf".length)}${extension}`;
 }
 
-const bytesOf = (path: string): Promise<Uint8Array> => Bun.file(path).bytes();
+/** The bytes of a file, or of a pipe: `--key <(decrypt key)`. */
+export async function bytesOf(path: string): Promise<Uint8Array> {
+  if ((await stat(path)).isDirectory()) throw new Error(`${path}: a folder, not a file`);
+  return await Bun.file(path).bytes();
+}
 
 export interface Signer {
   /** Path of a PEM file, or a PKCS #11 URI. */

@@ -114,17 +114,25 @@ const nameOf = (cn: string): Name => [
 const keyOf = (spec: string, pss: boolean): KeySpec =>
   (pss && spec.startsWith("rsa:") ? spec.replace("rsa:", "rsa-pss:") : spec) as KeySpec;
 
+function isThere(dir: string, target: string): boolean {
+  const status = lstatSync(target, { throwIfNoEntry: false });
+  if (!status) return false;
+  if (status.isSymbolicLink()) throw new Error(`${dir}: a symbolic link; keys are made in real folders only`);
+  if (!status.isDirectory()) throw new Error(`${dir}: not a folder`);
+  if (!existsSync(join(target, "ssig_rootca.cert")))
+    throw new Error(`${dir}: a folder without a PKI is there; name one that is not`);
+  return true;
+}
+
 /**
- * Make the folder, whole or not at all. Returns false if it is there: keys are never overwritten.
+ * Make the folder, whole or not at all. Returns false if a PKI is there: keys are never overwritten.
  *
  * @param spec as in KeySpec
- * @throws if the folder is a symbolic link, or the key is of no known kind
+ * @throws if something else is there, or the key is of no known kind
  */
 export function initialise(dir: string, spec: string, say: (line: string) => void): boolean {
   const target = resolve(dir);
-  if (lstatSync(target, { throwIfNoEntry: false })?.isSymbolicLink())
-    throw new Error(`${dir}: a symbolic link; keys are made in real folders only`);
-  if (existsSync(target)) return false;
+  if (isThere(dir, target)) return false;
   mkdirSync(dirname(target), { recursive: true });
   const staging = mkdtempSync(join(dirname(target), `.${basename(target)}-`)); // mode 0700
   const made = new Map<string, { certificate: Uint8Array; key: PrivateKey }>();
@@ -163,7 +171,7 @@ export function initialise(dir: string, spec: string, say: (line: string) => voi
     renameSync(staging, target);
   } catch (cause) {
     rmSync(staging, { recursive: true, force: true });
-    if (existsSync(target)) return false; // somebody else was quicker
+    if (isThere(dir, target)) return false; // somebody else was quicker
     throw cause;
   } finally {
     for (const { key } of made.values()) key[Symbol.dispose]();

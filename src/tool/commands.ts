@@ -49,16 +49,27 @@ function repeated(rawArgs: readonly string[], option: string): string[] {
   return values;
 }
 
-/** citty passes over options that it doesn't know; a mistyped one must not be passed over. */
+/** citty passes over options that it doesn't know and words that it doesn't want; neither is passed over here. */
 function known(rawArgs: readonly string[], args: ArgsDef): void {
   const names = new Map<string, ArgDef>();
   for (const [name, def] of Object.entries(args)) {
     const alias = "alias" in def ? (def.alias ?? []) : [];
     for (const one of [name, alias].flat()) names.set(one, def);
   }
-  for (let i = 0; i < rawArgs.length && rawArgs[i] !== "--"; i++) {
-    const [, name, value] = /^--?([a-z-]+)(=.*)?$/s.exec(rawArgs[i]!) ?? [];
-    if (name === undefined) continue;
+  let wanted = Object.values(args).filter((def) => def.type === "positional").length;
+  const word = (words: string) => {
+    if (--wanted < 0) throw new Usage(`${words}: one word too many`);
+  };
+  for (let i = 0; i < rawArgs.length; i++) {
+    if (rawArgs[i] === "--") {
+      rawArgs.slice(i + 1).forEach(word);
+      break;
+    }
+    if (!/^-./.test(rawArgs[i]!)) {
+      word(rawArgs[i]!);
+      continue;
+    }
+    const [, name = "", value] = /^--?([a-z-]+)(=.*)?$/s.exec(rawArgs[i]!) ?? [];
     const def = names.get(name) ?? names.get(name.replace(/^no-/, ""));
     if (!def) throw new Usage(`${rawArgs[i]}: no such option`);
     if (def.type === "string" && value === undefined) i++;
