@@ -9,8 +9,42 @@ import { ask } from "./ntp.ts";
 
 const USAGE = "usage: fetch URL [FROM] | fetch ntp:SERVER\n";
 
-/** A server that says nothing for so long is given up. */
-const SILENCE_MS = 60_000;
+/** A server that sends less than this in so long is given up: a file that trickles would never end, and nobody can wait for it. */
+const [LEAST, PATIENCE_MS] = [60 * 1024, 60_000]; // 1 KiB/s; GPRS brings 5
+
+/** Aborts when `least` bytes have not come within `ms`, again and again. */
+export class Patience implements Disposable {
+  readonly #abort = new AbortController();
+  readonly signal = this.#abort.signal;
+  readonly #least: number;
+  readonly #ms: number;
+  #timer: ReturnType<typeof setTimeout>;
+  #came = 0;
+  constructor(least: number, ms: number) {
+    this.#least = least;
+    this.#ms = ms;
+    this.#timer = this.#begin();
+  }
+  #begin(): ReturnType<typeof setTimeout> {
+    this.#came = 0;
+    return setTimeout(
+      () =>
+        this.#abort.abort(new Error(`${this.#came} bytes in ${this.#ms / 1000} s, at least ${this.#least}`)),
+      this.#ms,
+    );
+  }
+  /** So many bytes have come, and `taken` resolves when there is room for more: that wait is not the server's. */
+  async came(bytes: number, taken: () => Promise<void>): Promise<void> {
+    this.#came += bytes;
+    if (this.#came < this.#least) return await taken();
+    clearTimeout(this.#timer);
+    await taken();
+    this.#timer = this.#begin();
+  }
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+  }
+}
 
 async function written(bytes: Uint8Array): Promise<void> {
   const sink = Bun.stdout.writer();
@@ -31,16 +65,13 @@ export async function main(args: string[]): Promise<number> {
     process.stderr.write(USAGE);
     return 255;
   }
-  const silence = new AbortController();
-  const watch = () =>
-    setTimeout(() => silence.abort(new Error(`silent for ${SILENCE_MS / 1000} s`)), SILENCE_MS);
-  let timer = watch();
+  using patience = new Patience(LEAST, PATIENCE_MS);
   try {
     const first = Number(from);
     const answer = await fetch(url, {
       // Bytes as they are stored: a compressed answer would have another length and other offsets.
       headers: { "Accept-Encoding": "identity", ...(first > 0 && { Range: `bytes=${first}-` }) },
-      signal: silence.signal,
+      signal: patience.signal,
     });
     // A range that begins at the end: all is there already (RFC 9110, 15.5.17).
     if (answer.status === 416 && first > 0) {
@@ -58,15 +89,9 @@ export async function main(args: string[]): Promise<number> {
     const announced = answer.headers.get("Content-Length");
     const length = announced !== null && /^\d{1,15}$/.test(announced) ? { length: Number(announced) } : {};
     await written(Buffer.from(`${JSON.stringify({ from: begins, ...length })}\n`));
-    for await (const piece of answer.body ?? []) {
-      clearTimeout(timer);
-      await written(piece);
-      timer = watch();
-    }
+    for await (const piece of answer.body ?? []) await patience.came(piece.length, () => written(piece));
     return 0;
   } catch (cause) {
     throw new Error(url, { cause });
-  } finally {
-    clearTimeout(timer);
   }
 }
