@@ -90,6 +90,11 @@ test("images in place: installed, listed, loaded again byte for byte", async () 
   expect(readFileSync(join(folder, "debian-1.conf"))).toEqual(conf(1));
   expect(await store.wrong(os)).toBeUndefined();
   await install(store, conf(1)); // the same again
+  const changed = Buffer.concat([conf(1), Buffer.from('init_param: "new"')]);
+  expect(await install(store, changed).catch(chain)).toBe(
+    "debian-1 is installed with another configuration; what has changed is a new version",
+  );
+  expect(readFileSync(join(folder, "debian-1.conf"))).toEqual(conf(1));
   const again = await make();
   expect(again.all().map(titleOf)).toEqual(["debian-1"]);
   expect(await again.missing(again.all()[0]!)).toBeUndefined();

@@ -253,6 +253,11 @@ export class GuestOses {
         throw new Error(`${title} is older than ${titleOf(newest)}, which is installed`);
       await this.#notOlderThanRun(name, version);
       const there = this.find(name, version);
+      const had = there && (await readBounded(join(folder, `${title}.conf`), TEXT_MAX));
+      if (had && !Buffer.from(had).equals(source))
+        throw new Error(
+          `${title} is installed with another configuration; what has changed is a new version`,
+        );
       const os = there ?? { ...read, folder: join(folder, title), trust: whose };
       await this.#space(os);
       const finished = there
