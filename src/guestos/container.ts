@@ -14,7 +14,7 @@ const run: Run<typeof CONTAINER_COMMANDS> = {
     } catch (cause) {
       throw new Error(conf, { cause });
     }
-    for (const path of await sign(conf, signer(args, many))) console.log(path);
+    for (const path of await sign(conf, signer(args, many), source)) console.log(path);
     return 0;
   },
 };

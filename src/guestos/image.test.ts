@@ -134,6 +134,22 @@ test("build() that is interrupted leaves nothing behind", async () => {
   expect(readdirSync(out)).toEqual([]);
 });
 
+test("build() does not put its own output into the image", async () => {
+  const words = (out: string) => ["guestos", "build", "web", tree, "--version", "1", "-o", out];
+  for (const out of [tree, `${tree}/out`]) {
+    const child = Bun.spawn([process.execPath, "src/main.ts", ...words(out)], { stderr: "pipe" });
+    expect(await child.stderr.text()).toContain(`${out} lies in ${tree}, and would become part of the image`);
+  }
+  expect(existsSync(`${tree}/out`)).toBe(false);
+});
+
+test("build() names tar's reason, not its farewell", async () => {
+  writeFileSync(`${dir}/junk.tar`, "no archive".repeat(100));
+  const words = ["build", "junk", `${dir}/junk.tar`, "--version", "1", "-o", `${dir}/junk`, "--all-root"];
+  const child = Bun.spawn([process.execPath, "src/main.ts", "guestos", ...words], { stderr: "pipe" });
+  expect(await child.stderr.text()).toEndWith("tar: This does not look like a tar archive\n");
+});
+
 test("the command line: what is wrong with it is said before anything is made", async () => {
   const out = `${dir}/cli`;
   const cml = (...words: string[]) => main(["build", "web", tree, "-o", out, ...words]);

@@ -52,6 +52,7 @@ export type FileSystem = (typeof FILE_SYSTEMS)[number];
 /** A name is part of paths and of device names. */
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 const CSERVICE = "/sbin/cservice"; // brought by cmld, need not be in the tree
+const ENDS = ["SIGINT", "SIGTERM", "SIGHUP"] as const; // the last: the terminal is gone
 const LINKS_MAX = 40; // as the kernel: path_resolution(7)
 
 export interface Guest {
@@ -88,13 +89,18 @@ export async function build(guest: Guest, say: (line: string) => void = () => {}
   const place = join(guest.out, full);
   if (existsSync(place) && !guest.force) throw new Error(`${place} is there already (--force replaces it)`);
 
+  if (`${resolve(guest.out)}/`.startsWith(`${resolve(guest.from)}/`.replace("//", "/")))
+    throw new Error(
+      `${guest.out} lies in ${guest.from}, and would become part of the image (--out names another)`,
+    );
+
   mkdirSync(guest.out, { recursive: true });
   const work = mkdtempSync(join(guest.out, `.${full}.`));
   const interrupted = (signal: NodeJS.Signals) => {
     rmSync(work, { recursive: true, force: true });
     process.exit(128 + constants.signals[signal]);
   };
-  process.on("SIGINT", interrupted).on("SIGTERM", interrupted);
+  for (const end of ENDS) process.on(end, interrupted);
   try {
     const folder = statSync(guest.from).isDirectory()
       ? guest.from
@@ -129,7 +135,7 @@ export async function build(guest: Guest, say: (line: string) => void = () => {}
   } catch (cause) {
     throw new Error(`build ${full}`, { cause });
   } finally {
-    process.off("SIGINT", interrupted).off("SIGTERM", interrupted);
+    for (const end of ENDS) process.off(end, interrupted);
     rmSync(work, { recursive: true, force: true });
   }
 }
@@ -204,6 +210,9 @@ async function unpack(guest: Guest, to: string, say: (line: string) => void): Pr
   return to;
 }
 
+/** What GNU tar says after the reason. */
+const TAR_LAST = /^tar: (Skipping to next header|Exiting with failure status).*$/gm;
+
 /** Run a program of the build host; its last words are the error. */
 async function tool(argv: readonly string[]): Promise<void> {
   const { PATH = "/usr/sbin:/usr/bin:/sbin:/bin" } = process.env;
@@ -222,7 +231,7 @@ async function tool(argv: readonly string[]): Promise<void> {
   process.off("exit", end);
   if (status === 0) return;
   throw new Error(
-    `${argv[0]}: ${words.trim().split("\n").at(-1) || `exit status ${child.signalCode ?? status}`}`,
+    `${argv[0]}: ${words.replace(TAR_LAST, "").trim().split("\n").at(-1) || `exit status ${child.signalCode ?? status}`}`,
   );
 }
 const PACKAGES: Record<string, string> = { "mkfs.erofs": "erofs-utils", mksquashfs: "squashfs-tools" };

@@ -69,8 +69,9 @@ const run: Run<typeof COMMANDS> = {
 
   async sign(args, many) {
     const conf = String(args.conf);
-    await parsed(conf);
-    for (const path of await sign(conf, signer(args, many))) console.log(path);
+    const source = await bytesOf(conf);
+    parsed(conf, source);
+    for (const path of await sign(conf, signer(args, many), source)) console.log(path);
     return 0;
   },
 
@@ -80,17 +81,18 @@ const run: Run<typeof COMMANDS> = {
     if (ca.length + localCa.length === 0) throw new Usage("whom to believe: --ca FILE or --local-ca FILE");
     const file = (name: "sig" | "cert") =>
       args[name] === undefined ? beside(conf, name) : String(args[name]);
+    const source = await bytesOf(conf);
     let signed: Signed;
     try {
       const roots = { ca, localCa, revocation: many("revocation"), ignoreTime: args["ignore-time"] === true };
-      signed = await judge(conf, file("sig"), file("cert"), roots);
+      signed = await judge(source, file("sig"), file("cert"), roots);
     } catch (e) {
       if (!(e instanceof Refused)) throw e;
       console.error(`guestos: ${conf}: ${e.message}`);
       return 1;
     }
     console.log(`${conf}: ${signed.level}: ${signed.signer} (root ${signed.root})`);
-    const config = await parsed(conf);
+    const config = parsed(conf, source);
     if (!existsSync(join(dirname(conf), `${config.name}-${config.version}`))) {
       console.log(`${conf}: its images are not here, nothing said about them`);
       return 0;
@@ -102,7 +104,7 @@ const run: Run<typeof COMMANDS> = {
 
   async inspect(args) {
     const path = String(args.conf);
-    const config = await parsed(path);
+    const config = parsed(path, await bytesOf(path));
     const wrong = await check(config, path);
     const by = await signerOf(path);
     if (args.json === true)
@@ -121,8 +123,7 @@ const run: Run<typeof COMMANDS> = {
   },
 };
 
-async function parsed(path: string): Promise<GuestOSConfig> {
-  const source = await bytesOf(path);
+function parsed(path: string, source: Uint8Array): GuestOSConfig {
   try {
     return parse(GuestOSConfig, source);
   } catch (cause) {

@@ -85,6 +85,34 @@ test("what is there and no PKI is said to be none", async () => {
     });
 });
 
+test("interrupted, it leaves no keys behind", async () => {
+  const place = at("interrupted");
+  mkdirSync(place);
+  const ran = Bun.spawn([process.execPath, "src/main.ts", "pki", "init", join(place, "pki")], {
+    stderr: "pipe",
+  });
+  for await (const said of ran.stderr) {
+    if (!Buffer.from(said).includes("2 of 11")) continue; // a key is there
+    ran.kill("SIGINT");
+    break;
+  }
+  expect(await ran.exited).toBe(130);
+  expect(readdirSync(place)).toEqual([]);
+});
+
+test("what is judged is what is parsed: the file is read once", async () => {
+  const pair = ["sig", "cert"].map((end) => `test/data/signing/dmos-1.${end}`);
+  const ca = ["--ca", "test/data/signing/ssig_rootca.cert"];
+  const words = ["guestos", "verify", ...ca, "/dev/stdin", ...pair];
+  const ran = Bun.spawn(
+    ["sh", "-c", 'cat "$0" | exec "$@"', conf, process.execPath, "src/main.ts", ...words],
+    {
+      stderr: "pipe",
+    },
+  );
+  expect({ err: await ran.stderr.text(), status: await ran.exited }).toEqual({ err: "", status: 0 });
+});
+
 test("a word too many is refused, not passed over: `sign *.conf` would sign one of them", async () => {
   const key = ["--key", at("pki/ssig_cml.key"), "--cert", at("pki/ssig_cml.cert")];
   for (const tool of ["guestos", "container"])

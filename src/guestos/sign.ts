@@ -37,10 +37,14 @@ export const signer = (args: Values, many: (option: string) => string[]): Signer
   certs: many("cert"),
 });
 
-/** Sign the bytes of a configuration, and write what belongs beside it. Returns the paths written. */
-export async function sign(conf: string, { key: keyFile, certs }: Signer): Promise<string[]> {
+/** Sign the bytes of a configuration, which may have been read already, and write what belongs beside it. Returns the paths written. */
+export async function sign(
+  conf: string,
+  { key: keyFile, certs }: Signer,
+  source?: Uint8Array,
+): Promise<string[]> {
   const [sig, cert] = [beside(conf, "sig"), beside(conf, "cert")];
-  const data = await bytesOf(conf);
+  const data = source ?? (await bytesOf(conf));
   const bundle = Buffer.concat(await Promise.all(certs.map(bytesOf)));
   using scope = new Scope();
   const [signer] = readBundle(scope, certs.join(", "), bundle);
@@ -81,8 +85,8 @@ export interface Roots {
   readonly ignoreTime: boolean;
 }
 
-/** Judge a configuration by the files beside it, or by others. Throws Refused with the reason. */
-export async function judge(conf: string, sig: string, cert: string, roots: Roots): Promise<Signed> {
+/** Judge the bytes of a configuration by the files beside it, or by others. Throws Refused with the reason. */
+export async function judge(data: Uint8Array, sig: string, cert: string, roots: Roots): Promise<Signed> {
   const anchors = (paths: readonly string[]) =>
     Promise.all(paths.map(async (name) => ({ name, pem: await bytesOf(name) })));
   const revocation = await Promise.all(
@@ -95,5 +99,5 @@ export async function judge(conf: string, sig: string, cert: string, roots: Root
     ),
   );
   const trust = { software: await anchors(roots.ca), local: await anchors(roots.localCa), revocation };
-  return verify(await bytesOf(conf), await bytesOf(sig), await bytesOf(cert), trust, roots);
+  return verify(data, await bytesOf(sig), await bytesOf(cert), trust, roots);
 }

@@ -131,6 +131,18 @@ function isThere(dir: string, target: string): boolean {
  * @throws if something else is there, or the key is of no known kind
  */
 export function initialise(dir: string, spec: string, say: (line: string) => void): boolean {
+  const all = steps(dir, spec, say);
+  let one = all.next();
+  while (!one.done) one = all.next();
+  return one.value;
+}
+
+/** The same with a pause before each key; given up with return(), it leaves nothing. */
+export function* steps(
+  dir: string,
+  spec: string,
+  say: (line: string) => void,
+): Generator<void, boolean, void> {
   const target = resolve(dir);
   if (isThere(dir, target)) return false;
   mkdirSync(dirname(target), { recursive: true });
@@ -138,6 +150,7 @@ export function initialise(dir: string, spec: string, say: (line: string) => voi
   const made = new Map<string, { certificate: Uint8Array; key: PrivateKey }>();
   try {
     for (const [i, e] of HIERARCHY.entries()) {
+      yield;
       say(`${i + 1} of ${HIERARCHY.length}: ${e.cn}`);
       const key = PrivateKey.generate(keyOf(spec, e.pss === true));
       const issuer = e.by === undefined ? undefined : made.get(e.by)!;
@@ -170,10 +183,10 @@ export function initialise(dir: string, spec: string, say: (line: string) => voi
     writeFileSync(join(staging, "certs/signing_key.x509"), der);
     renameSync(staging, target);
   } catch (cause) {
-    rmSync(staging, { recursive: true, force: true });
     if (isThere(dir, target)) return false; // somebody else was quicker
     throw cause;
   } finally {
+    rmSync(staging, { recursive: true, force: true });
     for (const { key } of made.values()) key[Symbol.dispose]();
   }
   return true;
