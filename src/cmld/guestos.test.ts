@@ -100,6 +100,18 @@ test("images in place: installed, listed, loaded again byte for byte", async () 
   expect(await again.missing(again.all()[0]!)).toBeUndefined();
 });
 
+test("an image of which nothing could be judged is not fetched", async () => {
+  const { store } = await fresh();
+  using server = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response(image) });
+  const source = Buffer.concat([
+    conf(1, ""),
+    Buffer.from(`update_base_url: "http://127.0.0.1:${server.port}"`),
+  ]);
+  expect(await install(store, source).catch(chain)).toBe(
+    "install debian-1: root.img has no hash in the configuration",
+  );
+});
+
 test("an image that is missing or wrong: refused, and nothing of the push is left", async () => {
   const { folder, store, place } = await fresh();
   const failed = () => install(store, conf(1)).catch(chain);

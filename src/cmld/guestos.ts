@@ -347,6 +347,8 @@ export class GuestOses {
     for (const image of images(os.config, [COPY])) {
       const reason = await this.#wrongImage(os, image);
       if (!reason) continue;
+      if (hashOf(image)[1] === "")
+        throw new Error(`${image.image_file}.img has no hash in the configuration`);
       const base = os.config.update_base_url || this.#around.device.update_base_url;
       if (base === "") throw new Error(`${reason}, and there is no update_base_url`);
       for (const file of filesOf(image)) {
