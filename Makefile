@@ -199,7 +199,7 @@ soak-fuzz: $(OUT)/cml guests $(OUT)/attack $(OUT)/storm ## 60 s of broken bytes 
 	CML_SOAK=1 $(BUN) test/run.ts fuzz
 
 .PHONY: test-machine
-test-machine: $(OUT)/test/initramfs.cpio guests ## boot the real ramdisk in QEMU and look at it
+test-machine: $(OUT)/test/initramfs.cpio guests $(OUT)/attack ## boot the real ramdisk in QEMU and look at it
 	$(BUN) test/run.ts machine
 
 .PHONY: test-escape

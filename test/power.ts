@@ -68,7 +68,7 @@ function nodes(disk: string, log: string): string[] {
 /** A machine's disk whose writes are logged: for `more` of a Vm, in place of `disks`. */
 export const logged = (disk: string, log: string): string[] => [
   ...nodes(disk, log),
-  ...["-device", "virtio-blk-pci,drive=logged"],
+  ...["-device", "virtio-blk-pci,drive=logged,serial=logged"],
 ];
 
 /** A disk that this host has mounted, its writes logged: the kernel's ext4 on a loop device on a file of QEMU's

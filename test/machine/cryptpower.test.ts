@@ -47,7 +47,7 @@ test(
       await telling(vm, async () => {
         await vm.sees("core0: BOOTING → RUNNING");
         const { volumes } = inside(vm);
-        await volumes("mount", "/dev/vda"); // QEMU makes the logged disk before the others
+        await volumes("mount", `/dev/${await vm.disk("logged")}`);
         after.mounted = writes.length;
         await volumes("write", "/run/disk/web", SMALL, "one", "two");
         after.made = writes.length;
@@ -78,7 +78,8 @@ test(
     await using vm = Vm.boot({ disks: [at("first.img"), row] });
     await telling(vm, async () => {
       await vm.sees("core0: BOOTING → RUNNING");
-      const found = (await inside(vm).volumes("recover", "/dev/vdb", DISK, n, LARGE)) as Found[];
+      const all = `/dev/${await vm.disk("disk1")}`;
+      const found = (await inside(vm).volumes("recover", all, DISK, n, LARGE)) as Found[];
       const tally = { new: 0, made: 0, grown: 0, wiping: 0, wiped: 0 };
       found.forEach(({ there, files, error }, i) => {
         const { prefix } = moments[i]!;

@@ -36,12 +36,13 @@ test("a disk can be lent to a container, to read only; the machine's own cannot"
   expect(there).toMatch(/4,\s+1 .* tty1/);
   expect(there).not.toMatch(/vd[ab]|console|kmsg|loop/);
 
+  const lent = await vm.disk("disk1");
   const dev = async (name: string) => (await vm.ask("read", { path: `/sys/block/${name}/dev` })).trim();
-  const [own, other] = [await dev("vda"), await dev("vdb")];
+  const [own, other] = [await dev(await vm.disk("disk0")), await dev(lent)];
   expect(await control("dev_access", "web", `b ${own} r`)).toContain(
     "names devices that are the machine's own",
   );
   expect(await control("dev_access", "web", `b ${other} r`)).toContain("CMD_OK");
-  expect(await web("head", "-n", "1", "/dev/vdb")).toContain("the spare disk");
-  expect(await web("dd", "if=/dev/zero", "of=/dev/vdb", "count=1")).toContain("not permitted"); // to read only
+  expect(await web("head", "-n", "1", `/dev/${lent}`)).toContain("the spare disk");
+  expect(await web("dd", "if=/dev/zero", `of=/dev/${lent}`, "count=1")).toContain("not permitted"); // to read only
 }, 600_000);

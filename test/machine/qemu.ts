@@ -10,7 +10,7 @@ export interface Machine {
   readonly initramfs?: string;
   /** MiB */
   readonly memory?: number;
-  /** Disk images, written to: /dev/vda, /dev/vdb … */
+  /** Disk images, written to. Which is /dev/vda is the kernel's affair: disk("disk0") tells. */
   readonly disks?: readonly string[];
   /** For the kernel's command line, in place of "quiet". */
   readonly append?: string;
@@ -35,7 +35,10 @@ export const base = (m: Machine): string[] => [
   ...["-kernel", m.kernel ?? "out/kernel/vmlinuz", "-initrd", m.initramfs ?? "out/test/initramfs.cpio"],
   ...["-append", `console=ttyS0 ${m.append ?? "quiet"}`],
   ...["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"],
-  ...(m.disks ?? []).flatMap((file) => ["-drive", `if=virtio,format=raw,file=${file}`]),
+  ...(m.disks ?? []).flatMap((file, n) => [
+    ...["-drive", `if=none,id=disk${n},format=raw,file=${file}`],
+    ...["-device", `virtio-blk-pci,drive=disk${n},serial=disk${n}`],
+  ]),
   ...(m.more ?? []),
 ];
 
@@ -143,6 +146,15 @@ export class Vm implements AsyncDisposable {
   async ask<K extends keyof Calls>(call: K, ask: Calls[K]["ask"]): Promise<Calls[K]["answer"]> {
     this.#agent ??= Agent.connect(`${this.#folder}/agent`, this.#process.exited);
     return (await this.#agent).ask(call, ask);
+  }
+
+  /** "vda" for the serial number of a disk: "disk0" is the first of those it was booted with. */
+  async disk(serial: string): Promise<string> {
+    for (const name of await this.ask("list", { path: "/sys/block" })) {
+      if (!name.startsWith("vd")) continue;
+      if ((await this.ask("read", { path: `/sys/block/${name}/serial` })).trim() === serial) return name;
+    }
+    throw new Error(`the machine has no disk ${serial}`);
   }
 
   /** The second console, core0's. */
