@@ -14,7 +14,7 @@ const folder = mkdtempSync(join(tmpdir(), "signed-"));
 const at = (...parts: string[]) => join(folder, ...parts);
 const disks = [at("disk.img")];
 const SERVER = "10.0.2.100";
-/** An HTTP server for one file, which QEMU starts for each connection. */
+/** An HTTP server for an image and its hash tree, which QEMU starts for each connection. */
 const CARD = [
   ...["-netdev", `user,id=n0,restrict=on,guestfwd=tcp:${SERVER}:80-cmd:${at("serve")}`],
   ...["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01"],
@@ -30,12 +30,18 @@ beforeAll(async () => {
   await sign(next, signer);
   for (const extension of ["conf", "sig", "cert"])
     copyFileSync(`test/data/signing/dmos-1.${extension}`, join(base, `shared/foreign.${extension}`));
-  const image = join(base, "operatingsystems/busybox-1/root.img");
-  copyFileSync(image, at("root.img"));
-  const head = `HTTP/1.1 200 OK\\r\\nContent-Length: ${Bun.file(image).size}\\r\\nConnection: close\\r\\n\\r\\n`;
+  for (const file of ["root.img", "root.hash.img"])
+    copyFileSync(join(base, "operatingsystems/busybox-1", file), at(file));
   writeFileSync(
     at("serve"),
-    `#!/bin/sh\nend=$(printf '\\r')\nwhile read -r line && [ "$line" != "$end" ]; do :; done\nprintf '${head}'\nexec cat ${at("root.img")}\n`,
+    `#!/bin/sh
+end=$(printf '\\r')
+read -r method path version
+while read -r line && [ "$line" != "$end" ]; do :; done
+file="${folder}/$(basename "$path")"
+printf 'HTTP/1.1 200 OK\\r\\nContent-Length: %s\\r\\nConnection: close\\r\\n\\r\\n' "$(stat -c %s "$file")"
+exec cat "$file"
+`,
   );
   chmodSync(at("serve"), 0o755);
   disk(disks[0]!, 512, at("data"));
