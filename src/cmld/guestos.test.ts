@@ -112,6 +112,14 @@ test("an image of which nothing could be judged is not fetched", async () => {
   );
 });
 
+test("a push that fails takes nothing from a version that could not be loaded", async () => {
+  const { folder, store } = await fresh();
+  const files = ["conf", "sig", "cert"].map((end) => join(folder, `debian-1.${end}`));
+  for (const path of files) writeFileSync(path, path);
+  expect(await install(store, conf(1)).catch(chain)).toContain("root.img is missing");
+  expect(files.filter(existsSync)).toEqual(files);
+});
+
 test("an image that is missing or wrong: refused, and nothing of the push is left", async () => {
   const { folder, store, place } = await fresh();
   const failed = () => install(store, conf(1)).catch(chain);

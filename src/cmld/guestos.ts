@@ -326,7 +326,9 @@ export class GuestOses {
       this.#all.push(os);
     } catch (cause) {
       for (const file of brought) await rm(join(os.folder, file), { force: true });
-      await removeSynced(folder, [`${title}.sig`, `${title}.cert`]).catch(() => {});
+      // A configuration that could not be loaded when cmld started has its own.
+      if ((await sizeOf(at(`${title}.conf`))) === undefined)
+        await removeSynced(folder, [`${title}.sig`, `${title}.cert`]).catch(() => {});
       // What has come so far stays for the next try, and so does somebody else's.
       const empty = await rmdir(os.folder).then(
         () => true,
