@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { SEED } from "../chance.ts";
 import { counts } from "../counts.ts";
 import { Vm } from "./qemu.ts";
-import { inside, sealedDisk, telling, WEB } from "./sealed.ts";
+import { inside, MIB, sealedDisk, telling, WEB } from "./sealed.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "crypt-"));
 const file = join(folder, "disk.img");
@@ -23,10 +23,10 @@ test("a volume is made once, sealed, and has the same content at the next start;
     expect(await vm.ask("list", { path: "/sys/module" })).not.toContain("dm_crypt");
 
     await start();
-    expect(vm.said).toMatch(/made volume data: 64 MiB, INTEGRITY_ENCRYPT/);
+    expect(vm.said).toContain(`made volume data: ${MIB} MiB, INTEGRITY_ENCRYPT`);
     expect(await images()).toEqual(["data.img", "data.made", "data.meta.img", "not-stacked"]);
     expect(await dmsetup("table", `${WEB}-data`)).toMatch(
-      /^0 0 131072 crypt aes-xts-plain64 :64:logon:cml:\S+ 0 \d+:\d+ 0\s*$/,
+      new RegExp(`^0 0 ${MIB * 2048} crypt aes-xts-plain64 :64:logon:cml:\\S+ 0 \\d+:\\d+ 0\\s*$`),
     );
     expect(await dmsetup("table", `${WEB}-data-integrity`)).not.toContain("allow_discards");
     expect(await sh("echo precious > /data/kept; sync; grep ' /data ' /proc/mounts")).toContain("ext4");

@@ -9,7 +9,7 @@ import { CORE0, seed } from "../../initramfs/seed.ts";
 import type { Vm } from "./qemu.ts";
 
 export const WEB = "11111111-1111-4111-8111-111111111111";
-export const MIB = 64;
+export const MIB = 16;
 
 /** busybox under another name, with one mount more, on /data. */
 export function guest(base: string, name: string, image: string, type: string): void {
