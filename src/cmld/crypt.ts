@@ -17,8 +17,9 @@ import { mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { command, must } from "../run/command.ts";
 import { errand } from "../run/errand.ts";
-import { type Created, create, deactivate, establish, mapperWith, numbered } from "../run/mapper.ts";
+import { type Created, create, deactivate, establish, mapperWith } from "../run/mapper.ts";
 import { AT_FDCWD, ioctl, O_DIRECTORY, O_RDONLY, O_RDWR, openat, pwrite64 } from "../sys/calls.ts";
+import { numbered } from "../sys/devnum.ts";
 import * as dm from "../sys/dm.ts";
 import { EIO, isErrno } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
@@ -77,11 +78,15 @@ export const labels = (p: Pick<Place, "uuid" | "image">): { crypt: string; integ
   integrity: `${p.uuid}-${p.image}-integrity`,
 });
 
+/** Images in a container's folder that are not in clear. */
+export const sealedImages = (folder: string): string[] =>
+  existsSync(folder)
+    ? readdirSync(folder).filter((name) => name.endsWith(".img") && !name.endsWith(".plain.img"))
+    : [];
+
 /** The mode of a container's volumes, by what is in its folder. */
 export function modeOf(folder: string, keyBytes: number): Mode {
-  const there = existsSync(folder) ? readdirSync(folder) : [];
-  if (!there.includes(STACKED) && there.some((f) => f.endsWith(".img") && !f.endsWith(".plain.img")))
-    return "AUTHENC";
+  if (!existsSync(join(folder, STACKED)) && sealedImages(folder).length > 0) return "AUTHENC";
   return keyBytes === HMAC ? "INTEGRITY_ONLY" : "INTEGRITY_ENCRYPT";
 }
 
@@ -290,13 +295,14 @@ async function fileSystem(path: string): Promise<{ dirty: boolean; bytes: number
   };
 }
 
-/** Check a file system that was not left in order. */
-async function checked(path: string, log: (line: string) => void): Promise<void> {
-  const { status, said } = await command(["/sbin/e2fsck", "-y", path]);
+/** Check a file system that was not left in order, or with "-f" any. Throws e2fsck's last words; what was mended: undefined,
+ * or its last words. */
+export async function fsck(path: string, ...options: readonly "-f"[]): Promise<string | undefined> {
+  const { status, said } = await command(["/sbin/e2fsck", ...options, "-y", path]);
   const MENDED = 1; // e2fsck(8)
-  if (status === undefined || status > MENDED)
-    throw new Corrupted(`e2fsck: ${said.trim().split("\n").at(-1) ?? "no answer"}`);
-  if (status === MENDED) log(`e2fsck: ${said.trim().split("\n").at(-1)}`);
+  const words = `e2fsck: ${said.trim().split("\n").at(-1)}`;
+  if (status === undefined || status > MENDED) throw new Corrupted(words);
+  return status === MENDED ? words : undefined;
 }
 
 export interface Asked {
@@ -425,7 +431,8 @@ async function openMade(a: Asked): Promise<Opened> {
   let stack = await stacked(place, images, mode, a.key, owned, a.discard);
   let system = await fileSystem(stack.path);
   if (system.dirty) {
-    await checked(stack.path, log);
+    const mended = await fsck(stack.path);
+    if (mended) log(mended);
     system = await fileSystem(stack.path); // its journal may have changed its size
   }
   // What lies behind the file system has no valid tags, and nothing is lost there: a power cut while growing is mended so.

@@ -8,13 +8,14 @@ import { C0 } from "../lib/uuid.ts";
 import { destroy, readBounded, synced, writeAtomic } from "../sys/file.ts";
 import { type Facts, machineFacts, protects, SEALED_MAX, seal, unseal } from "../sys/sealed.ts";
 import { Secret } from "../sys/secret.ts";
-import { KEY_BYTES } from "./crypt.ts";
+import { KEY_BYTES, sealedImages } from "./crypt.ts";
 
 /** core0's key in clear, as the original has it: 32 bytes, for INTEGRITY_ONLY (security.md 3.2). */
 const CLEAR = 32;
 
 const hasVolumes = (images: string): boolean =>
-  existsSync(images) && readdirSync(images).some((f) => f.endsWith(".made") || /(?<!\.plain)\.img$/.test(f));
+  sealedImages(images).length > 0 ||
+  (existsSync(images) && readdirSync(images).some((f) => f.endsWith(".made")));
 
 export interface Held {
   /** …/keys */

@@ -3,6 +3,7 @@
 // component after the other, and no link is followed.
 import { fstatSync, readdirSync, readFileSync } from "node:fs";
 import * as sys from "../sys/calls.ts";
+import { packed, unpacked } from "../sys/devnum.ts";
 import { EEXIST, ENOENT, isErrno, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attempt, now } from "../sys/now.ts";
@@ -17,14 +18,12 @@ export interface Node extends Device {
 const [S_IFMT, S_IFCHR, S_IFBLK] = [0o170000, 0o020000, 0o060000];
 const typeOf = (d: Device): number => (d.kind === "b" ? S_IFBLK : S_IFCHR);
 
-/** makedev(3) of the C library, for majors of 12 bits. */
-const number = (d: Device): number => ((d.major << 8) | (d.minor & 0xff) | ((d.minor & ~0xff) << 12)) >>> 0;
+const number = (d: Device): number => packed(d.major, d.minor);
 
 /** The device that a number of the C library means. */
 export const deviceOf = (kind: Device["kind"], rdev: number): Device => ({
   kind,
-  major: (rdev >>> 8) & 0xfff,
-  minor: (rdev & 0xff) | ((rdev >>> 12) & 0xfff00),
+  ...unpacked(rdev),
 });
 
 /** Names as the kernel gives them (drivers/base/core.c), and nothing that leads elsewhere. */

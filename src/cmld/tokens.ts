@@ -4,7 +4,7 @@
 // keys/<uuid>.key has the key as the token has wrapped it, keys/<uuid>.mac the token's proof that it did, and
 // token_is_paired in the container's folder says that somebody has set a PIN. None of them opens anything without the token.
 
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import {
@@ -20,14 +20,13 @@ import { destroy, readBounded, removeSynced, writeAtomic } from "../sys/file.ts"
 import { SEALED_MAX, unseal } from "../sys/sealed.ts";
 import { Secret } from "../sys/secret.ts";
 import type { ContainerConfig } from "./config.ts";
+import { KEY_BYTES, sealedImages } from "./crypt.ts";
 import type { Scd } from "./scd.ts";
 import { tokenSerial } from "./usb.ts";
 
 const Ask = DaemonToToken.Code;
 const Say = TokenToDaemon.Code;
 
-/** Of a container's key: AES-256-XTS and HMAC-SHA256 (spec/security.md 3.2). */
-export const KEY_BYTES = 96;
 const WRAPPED_MAX = 4096;
 const PAIRING_BYTES = 8;
 const PAIRED = "token_is_paired";
@@ -242,7 +241,7 @@ export class Tokens {
     // A restored container's key, until its token has it.
     const waiting = join(this.#keys, `${c.uuid}.sealed`);
     const given = await readBounded(waiting, SEALED_MAX);
-    const sealed = volumesOf(c.imageDir);
+    const sealed = sealedImages(c.imageDir);
     if (sealed.length > 0 && !given)
       throw new TokenRefused(
         "internal",
@@ -308,10 +307,4 @@ export class Tokens {
   addSoon(c: Protected, failed: (line: string) => void): void {
     this.add(c).catch((e) => failed(`its token: ${chain(e)}`));
   }
-}
-
-/** Images in a container's folder that are not in clear. */
-function volumesOf(folder: string): string[] {
-  if (!existsSync(folder)) return [];
-  return readdirSync(folder).filter((name) => name.endsWith(".img") && !name.endsWith(".plain.img"));
 }

@@ -5,10 +5,11 @@
 // by its name and believes it only if its table proves the same root hash. A ledger names it for the moment before.
 import { createHash } from "node:crypto";
 import { fstatSync, rmSync } from "node:fs";
-import { mapperWith } from "../run/mapper.ts";
-import { AT_FDCWD, mkdirat, mknodat, O_NOFOLLOW, O_RDONLY, openat, pread64 } from "../sys/calls.ts";
+import { mapperWith, node } from "../run/mapper.ts";
+import { AT_FDCWD, O_NOFOLLOW, O_RDONLY, openat, pread64 } from "../sys/calls.ts";
+import { packed } from "../sys/devnum.ts";
 import * as dm from "../sys/dm.ts";
-import { EEXIST, ENXIO, isErrno } from "../sys/error.ts";
+import { ENXIO, isErrno } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attachLoop } from "../sys/loop.ts";
 import { mem } from "../sys/mem.ts";
@@ -99,10 +100,7 @@ function adopted(w: Wanted, head: Superblock): Fd | undefined {
 /** Open a device by a node that is there for this moment only. */
 function opened(name: string): Fd {
   const { device } = dm.ask(dm.status(name));
-  const [path, S_IFBLK] = [dm.devicePath(name), 0o060000];
-  now(mkdirat(AT_FDCWD, "/dev/mapper", 0o755));
-  rmSync(path, { force: true }); // libdevmapper's, or one of a device that is no more
-  now({ ...mknodat(AT_FDCWD, path, S_IFBLK | 0o600, device), allow: EEXIST });
+  const path = node(name, device);
   try {
     const fd = new Fd(now(openat(AT_FDCWD, path, O_RDONLY)));
     if (fstatSync(fd.n).rdev === device) return fd;
@@ -172,7 +170,7 @@ function heard(e: Uevent): void {
   const [where, number] = [e.values.get(CORRUPTED), numberOf(e)];
   if (e.action !== "change" || where === undefined || number?.kind !== "b") return;
   const { major, minor } = number;
-  const device = ((minor & ~0xff) << 12) | (major << 8) | (minor & 0xff); // as mknod(2) has it
+  const device = packed(major, minor);
   for (const w of [...watched]) if (w.device === device) check(w, words(where));
 }
 

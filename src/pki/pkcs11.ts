@@ -50,6 +50,15 @@ const A = {
   valueLength: 0x161,
   extractable: 0x162,
 } as const;
+/** A key that is wrapped or was unwrapped: only for the session, and its value can be read. */
+const PASSING = [
+  [A.class, CLASS.secret],
+  [A.keyType, KEY_TYPE.generic],
+  [A.token, false],
+  [A.private, true],
+  [A.sensitive, false],
+  [A.extractable, true],
+] as const;
 const AES_KEY_GEN = 0x1080;
 /** RFC 3394. */
 const AES_KEY_WRAP = 0x2109;
@@ -316,15 +325,7 @@ export class Session implements Disposable {
   /** RFC 3394: eight bytes longer than the secret. */
   wrap(by: number, secret: Secret): Uint8Array {
     const object = secret.lend((value) => {
-      const t = template([
-        [A.class, CLASS.secret],
-        [A.keyType, KEY_TYPE.generic],
-        [A.token, false],
-        [A.private, true],
-        [A.sensitive, false],
-        [A.extractable, true],
-        [A.value, value],
-      ]);
+      const t = template([...PASSING, [A.value, value]]);
       const at = mem(8);
       this.#must(this.functions.C_CreateObject(this.handle, t.bytes, t.count, at), "C_CreateObject");
       void t.keep;
@@ -342,14 +343,7 @@ export class Session implements Disposable {
 
   /** Throws a Pkcs11Error where it was wrapped by another, or changed. The value is the caller's to wipe. */
   unwrap(by: number, wrapped: Uint8Array): Uint8Array {
-    const t = template([
-      [A.class, CLASS.secret],
-      [A.keyType, KEY_TYPE.generic],
-      [A.token, false],
-      [A.private, true],
-      [A.sensitive, false],
-      [A.extractable, true],
-    ]);
+    const t = template(PASSING);
     const [at, bytes] = [mem(8), lasting(wrapped)];
     this.#must(
       this.functions.C_UnwrapKey(

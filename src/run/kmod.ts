@@ -9,19 +9,26 @@ import { ANY, type Op, Reg } from "../sys/op.ts";
 import { errand } from "./errand.ts";
 
 const FILE = new Reg(0);
-const COMPRESSED = 4; // MODULE_INIT_COMPRESSED_FILE, linux/module.h
+export const COMPRESSED = 4; // MODULE_INIT_COMPRESSED_FILE, linux/module.h
 const LIMIT_MS = 30_000;
 
 const canonical = (name: string): string => name.replaceAll("-", "_");
+const nameOf = (path: string): string => canonical(basename(path).replace(/\.ko(\.\w+)?$/, ""));
 
-/** Files of `names` and of all that they need, that first; `there` says what is loaded. */
-export function filesFor(dep: string, names: readonly string[], there: (name: string) => boolean): string[] {
+/** What modules.dep says, by a module's name: its file, then those that it needs. */
+export type Needs = ReadonlyMap<string, readonly string[]>;
+
+export function needsOf(dep: string): Needs {
   const needs = new Map<string, readonly string[]>();
-  const nameOf = (path: string) => canonical(basename(path).replace(/\.ko(\.\w+)?$/, ""));
   for (const line of dep.split("\n")) {
     const [path, rest] = line.split(":");
     if (path && rest !== undefined) needs.set(nameOf(path), [path, ...rest.split(" ").filter(Boolean)]);
   }
+  return needs;
+}
+
+/** Files of `names` and of all that they need, that first; `there` says what is loaded. */
+export function filesFor(needs: Needs, names: Iterable<string>, there: (name: string) => boolean): string[] {
   const files: string[] = [];
   const seen = new Set<string>();
   const visit = (name: string): void => {
@@ -56,10 +63,10 @@ async function load(names: readonly string[], maybe: readonly string[]): Promise
   if (wanted.every((name) => there(canonical(name)))) return;
   const folder = `/usr/lib/modules/${release()}`;
   if (!existsSync(join(folder, "modules.dep"))) return; // all are built in, or the first use says what is missing
-  const dep = readFileSync(join(folder, "modules.dep"), "utf8");
-  const files = filesFor(dep, wanted, there);
+  const needs = needsOf(readFileSync(join(folder, "modules.dep"), "utf8"));
+  const files = filesFor(needs, wanted, there);
   if (files.length === 0) return;
-  const optional = new Set(filesFor(dep, maybe, there));
+  const optional = new Set(filesFor(needs, maybe, there));
   try {
     await errand(() => files.flatMap((file) => insert(join(folder, file), optional.has(file))), LIMIT_MS);
   } catch (cause) {
@@ -67,7 +74,8 @@ async function load(names: readonly string[], maybe: readonly string[]): Promise
   }
 }
 
-const insert = (path: string, optional: boolean): Op[] => [
+/** Load one. Without `optional`, only one that is there already is no failure. */
+export const insert = (path: string, optional = false): Op[] => [
   openat(AT_FDCWD, path, O_RDONLY, 0, FILE),
   {
     call: "finit_module",

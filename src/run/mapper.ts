@@ -62,10 +62,6 @@ async function told(requests: readonly dm.Request[], before: readonly Op[] = [])
 /** Give a name to a device that has no table yet: its number, as mknod(2) has it. */
 export const create = (name: string, uuid?: string): number => dm.ask(dm.create(name, uuid)).device;
 
-/** The number as a table names it: "253:0". */
-export const numbered = (device: number): string =>
-  `${(device >> 8) & 0xfff}:${(device & 0xff) | ((device >> 12) & ~0xff)}`;
-
 /** Put tables into devices that have been created, in order, by one child, and make their nodes; resolves with the nodes'
  * paths. On failure they are removed. */
 export async function establish(
@@ -97,7 +93,7 @@ export async function activate(d: Device): Promise<string> {
 }
 
 /** /dev/mapper/NAME, also where a udev may make it first. */
-function node(name: string, device: number): string {
+export function node(name: string, device: number): string {
   const path = dm.devicePath(name);
   const S_IFBLK = 0o060000;
   const make = mknodat(AT_FDCWD, path, S_IFBLK | 0o600, device);

@@ -11,6 +11,7 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { AT_FDCWD, AT_REMOVEDIR, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, openat, unlinkat } from "./calls.ts";
+import { numbered, packed } from "./devnum.ts";
 import { EBUSY, ENODEV, ENOENT, EOPNOTSUPP, isErrno, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
 import { attempt, now } from "./now.ts";
@@ -95,13 +96,12 @@ export function watchFile(path: string, tell: (text: string | undefined) => void
 
 /** Whole disks below a block device: of partitions, mapped devices and loop devices. */
 function disks(dev: number): string[] {
-  const number = `${(dev >>> 8) & 0xfff}:${(dev & 0xff) | ((dev >>> 12) & 0xfff00)}`; // linux/kdev_t.h, new_decode_dev
-  const link = `/sys/dev/block/${number}`;
+  const link = `/sys/dev/block/${numbered(dev)}`;
   if (!existsSync(link)) return [];
   const folder = realpathSync(link);
   const numberOf = (path: string) => {
     const [major, minor] = readFileSync(join(path, "dev"), "utf8").split(":").map(Number) as [number, number];
-    return (minor & 0xff) | (major << 8) | ((minor & ~0xff) << 12);
+    return packed(major, minor);
   };
   if (existsSync(join(folder, "partition"))) return disks(numberOf(dirname(folder)));
   const below = existsSync(join(folder, "slaves")) ? readdirSync(join(folder, "slaves")) : [];

@@ -118,7 +118,8 @@ export class Vm implements AsyncDisposable {
     return new Vm(machine);
   }
 
-  /** Wait for words on the first serial port, where the kernel and the CML talk. The test's timeout is the limit. */
+  /** Wait for words on the first serial port, where the kernel and the CML talk. The test's timeout is the limit. Words arrive in
+   * pieces: a pattern whose match is read says what comes behind it. */
   async sees(words: string | RegExp): Promise<string> {
     try {
       return await this.#console.sees(words, "machine");

@@ -44,7 +44,7 @@ test("limits of a container are the kernel's, and its bombs are its own", async 
   await using vm = Vm.boot({ disks: [file, swap] });
   await vm.sees("core0: BOOTING → RUNNING");
   const serves = async () =>
-    Number((await vm.sees(/views of \/proc: lxcfs serves them, pid \d+/)).split(" ").at(-1));
+    Number((await vm.sees(/views of \/proc: lxcfs serves them, pid \d+\s/)).split(" ").at(-1));
   const lxcfs = await serves();
   const control = async (...args: string[]): Promise<string> => {
     const { status, stdout, stderr } = await vm.ask("run", { argv: ["/usr/sbin/control", ...args] });

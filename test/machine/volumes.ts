@@ -31,9 +31,10 @@ import {
 import type { Owned } from "../../src/cmld/ledger.ts";
 import { must } from "../../src/run/command.ts";
 import { modules } from "../../src/run/kmod.ts";
-import { activate, deactivate, numbered } from "../../src/run/mapper.ts";
+import { activate, deactivate } from "../../src/run/mapper.ts";
 import { mountBeside } from "../../src/run/mounting.ts";
 import * as sys from "../../src/sys/calls.ts";
+import { numbered } from "../../src/sys/devnum.ts";
 import * as dm from "../../src/sys/dm.ts";
 import { address } from "../../src/sys/encode.ts";
 import { chain } from "../../src/sys/error.ts";

@@ -15,7 +15,7 @@ import { open as openFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import cserviceBytes from "../../../out/cservice" with { type: "file" };
 import { ContainerTokenType, GuestOSMount } from "../../../proto/gen/proto.js";
-import { command, must } from "../../run/command.ts";
+import { must } from "../../run/command.ts";
 import { mountBeside } from "../../run/mounting.ts";
 import * as sys from "../../sys/calls.ts";
 import { EAGAIN, EEXIST, EINVAL, EIO, isErrno, SysError } from "../../sys/error.ts";
@@ -25,7 +25,7 @@ import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
 import type { Secret } from "../../sys/secret.ts";
-import { available, Corrupted, growMounted, openVolume } from "../crypt.ts";
+import { available, Corrupted, fsck, growMounted, openVolume } from "../crypt.ts";
 import { type Image, useImage, watchImages } from "../images.ts";
 import { heldKey } from "../keys.ts";
 import { lockFlags } from "../locked.ts";
@@ -227,10 +227,9 @@ async function plainVolume(s: Start, m: Mount): Promise<Fd> {
   }
   using file = alone(path, false);
   if (statSync(path).size < bytes) {
-    const { status, said } = await command(["/sbin/e2fsck", "-f", "-y", path]);
-    const MENDED = 1; // e2fsck(8)
-    if (status === undefined || status > MENDED)
-      throw new Error(`${path}: e2fsck: ${said.trim().split("\n").at(-1)}`);
+    await fsck(path, "-f").catch((e: Error) => {
+      throw new Error(`${path}: ${e.message}`);
+    });
     truncateSync(path, bytes);
     await must(["/sbin/resize2fs", path]);
     s.log(`grew volume ${m.image_file} to ${bytes / MiB} MiB`);

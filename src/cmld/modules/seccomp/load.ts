@@ -7,14 +7,11 @@
 import { readFileSync, readlinkSync } from "node:fs";
 import { release } from "node:os";
 import { basename, join } from "node:path";
-import { close, exit, O_RDONLY, openat } from "../../../sys/calls.ts";
-import { chain, EBADF, EEXIST, ENOENT, EPERM, isErrno } from "../../../sys/error.ts";
+import { COMPRESSED, insert } from "../../../run/kmod.ts";
+import { exit } from "../../../sys/calls.ts";
+import { chain, EBADF, ENOENT, EPERM, isErrno } from "../../../sys/error.ts";
 import type { Answer } from "../../../sys/notify.ts";
-import { type Op, Reg } from "../../../sys/op.ts";
 import { int, type Supervised } from "./supervised.ts";
-
-const COMPRESSED_FILE = 4; // linux/module.h, MODULE_INIT_COMPRESSED_FILE
-const FILE = new Reg(0);
 
 /** The kernel refuses modules without a signature that it knows. */
 export function signedModulesOnly(parameter = "/sys/module/module/parameters/sig_enforce"): boolean {
@@ -46,15 +43,9 @@ export function filesOf(name: string, dep: string): string[] | undefined {
   return undefined;
 }
 
-const load = (path: string): Op[] => [
-  openat(-100, path, O_RDONLY, 0, FILE),
-  { call: "finit_module", args: [FILE, "", /\.ko$/.test(path) ? 0 : COMPRESSED_FILE], allow: EEXIST },
-  close(FILE),
-];
-
 export async function finitModule(call: Supervised, folder = `/lib/modules/${release()}`): Promise<Answer> {
   const [fd, , flags] = call.args as [bigint, bigint, bigint];
-  if (!call.may("SYS_MODULE") || (int(flags) & ~COMPRESSED_FILE) !== 0) return { error: EPERM };
+  if (!call.may("SYS_MODULE") || (int(flags) & ~COMPRESSED) !== 0) return { error: EPERM };
   let meant: string;
   try {
     meant = readlinkSync(`/proc/${call.caller.pid}/fd/${int(fd)}`);
@@ -66,8 +57,8 @@ export async function finitModule(call: Supervised, folder = `/lib/modules/${rel
   if (name === undefined || !allowed.includes(name) || !call.valid()) return { error: EPERM };
   const files = filesOf(name, readFileSync(join(folder, "modules.dep"), "utf8"));
   if (!files) return { error: ENOENT };
-  const last = load(join(folder, files.at(-1)!)).map((op) => ({ ...op, allow: 0 })); // EEXIST is an answer
-  const ops = [...files.slice(0, -1).flatMap((f) => load(join(folder, f))), ...last, exit(0)];
+  const last = insert(join(folder, files.at(-1)!)).map((op) => ({ ...op, allow: 0 })); // EEXIST is an answer
+  const ops = [...files.slice(0, -1).flatMap((f) => insert(join(folder, f))), ...last, exit(0)];
   try {
     const made = await call.do([], ops);
     if ("errno" in made) return { error: made.errno };
