@@ -185,8 +185,8 @@ bench: $(OUT)/cml $(OUT)/tools.ready $(OUT)/test/initramfs.cpio guests $(OUT)/at
 	$(BUN) test/bench/crypt.ts
 	$(BUN) test/bench/limits.ts
 
-.PHONY: soak soak-leak soak-crash soak-hotplug soak-power soak-fuzz
-soak: soak-leak soak-crash soak-hotplug soak-power soak-fuzz ## the tests with the large counts, in five parts; results are added to docs/soak.md
+.PHONY: soak soak-leak soak-crash soak-hotplug soak-power soak-tamper soak-fuzz
+soak: soak-leak soak-crash soak-hotplug soak-power soak-tamper soak-fuzz ## the tests with the large counts, in six parts; results are added to docs/soak.md
 soak-leak: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack ## hundreds of starts and stops, thousands of requests: nothing is left, nothing grows
 	CML_SOAK=1 $(BUN) test/run.ts leak leakmachine races
 soak-crash: $(OUT)/cml $(OUT)/test/initramfs.cpio guests $(OUT)/attack $(OUT)/storm ## cmld and PID 1 killed again and again: nothing is lost
@@ -195,6 +195,8 @@ soak-hotplug: $(OUT)/cml $(OUT)/test/initramfs.cpio guests ## cards and USB devi
 	CML_SOAK=1 $(BUN) test/run.ts hotplug hotplugmachine
 soak-power: $(OUT)/test/initramfs.cpio guests ## power cuts: real ones, and disks rebuilt as they were at 200 moments
 	CML_SOAK=1 $(BUN) test/run.ts power powermachine
+soak-tamper: $(OUT)/test/initramfs.cpio guests ## sectors of a sealed volume changed and tags forged: never wrong data
+	CML_SOAK=1 $(BUN) test/run.ts tampermachine
 soak-fuzz: $(OUT)/cml guests $(OUT)/attack $(OUT)/storm ## 60 s of broken bytes for each parser, fixed seed
 	CML_SOAK=1 $(BUN) test/run.ts fuzz
 

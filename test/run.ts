@@ -44,6 +44,7 @@ const GROUPS: Record<string, Group> = {
   hotplugmachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "hot-plug" },
   power: { paths: ["test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "power cuts" },
   powermachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "power cuts" },
+  tampermachine: { paths: ["test/machine"], timeoutMs: 60 * MINUTE, named: "what is changed" },
   fuzz: { paths: ["src", "test/host"], timeoutMs: 60 * MINUTE, within: APART, named: "fuzz" },
 };
 

@@ -53,7 +53,7 @@ test("a volume is made once, sealed, and has the same content at the next start;
   });
 }, 400_000);
 
-test("dmsetup opens ours and we open its, in the three modes; what grows keeps its files", async () => {
+test("dmsetup opens ours and we open its, in the three modes; what is changed is refused; what grows keeps its files", async () => {
   await using vm = Vm.boot({ disks: [file] });
   await telling(vm, async () => {
     await vm.sees("core0: BOOTING → RUNNING");
