@@ -24,6 +24,7 @@ export const crypto = dlopen("libcrypto.so.3", {
   OPENSSL_init_crypto: { args: [u64, ptr], returns: i32 },
   // openssl/engine.h
   ENGINE_by_id: { args: [ptr], returns: ptr },
+  ENGINE_ctrl_cmd: { args: [ptr, ptr, T.i64, ptr, ptr, i32], returns: i32 },
   ENGINE_ctrl_cmd_string: { args: [ptr, ptr, ptr, i32], returns: i32 },
   ENGINE_init: { args: [ptr], returns: i32 },
   ENGINE_load_private_key: { args: [ptr, ptr, ptr, ptr], returns: ptr },

@@ -3,6 +3,10 @@ import { dlopen, FFIType as T } from "bun:ffi";
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Pkcs11Module } from "../src/pki/pkcs11.ts";
+import { address } from "../src/sys/encode.ts";
+import { lasting, mem, Struct } from "../src/sys/mem.ts";
+import { Secret } from "../src/sys/secret.ts";
 
 export const SOFTHSM = [
   "/usr/lib/softhsm/libsofthsm2.so",
@@ -35,6 +39,43 @@ export function addToken(config: string, label: string, pin: string): void {
     { env: { ...process.env, SOFTHSM2_CONF: config } },
   );
   if (made.exitCode !== 0) throw new Error(`softhsm2-util: ${made.stderr}${made.stdout}`);
+}
+
+/** pkcs11t.h: CKA_CLASS, CKA_TOKEN, CKA_PRIVATE, CKA_LABEL, CKA_VALUE, CKA_CERTIFICATE_TYPE, CKA_SUBJECT, CKA_ID. */
+const [CLASS, TOKEN, PRIVATE, LABEL, VALUE, CERTIFICATE_TYPE, SUBJECT, ID] = [
+  0x0, 0x1, 0x2, 0x3, 0x11, 0x80, 0x101, 0x102,
+];
+const [CERTIFICATE, X509] = [1, 0];
+
+/** A certificate (PEM) into the token that is called `token`: softhsm2-util knows keys alone. */
+export function addCertificate(
+  config: string,
+  token: string,
+  pin: string,
+  label: string,
+  id: number,
+  pem: string,
+): void {
+  useSofthsm(config);
+  using module = Pkcs11Module.open(SOFTHSM);
+  using session = module.session(module.token((t) => t.label === token, token));
+  using secret = Secret.take(Buffer.from(pin));
+  session.login(secret);
+  const [first = ""] = pem.split("-----END");
+  const attributes: readonly (readonly [number, Uint8Array])[] = [
+    [CLASS, new Struct(8).u64(CERTIFICATE).bytes],
+    [CERTIFICATE_TYPE, new Struct(8).u64(X509).bytes],
+    [TOKEN, lasting(Buffer.of(1))],
+    [PRIVATE, lasting(Buffer.of(0))],
+    [LABEL, lasting(Buffer.from(label))],
+    [ID, lasting(Buffer.of(id))],
+    [SUBJECT, lasting(Buffer.of(0x30, 0))],
+    [VALUE, lasting(Buffer.from(first.replace(/-----[^-]*-----|\s/g, ""), "base64"))],
+  ];
+  const template = new Struct(24 * attributes.length);
+  for (const [type, value] of attributes) template.u64(type).u64(address(value)).u64(value.length);
+  const result = session.functions.C_CreateObject(session.handle, template.bytes, attributes.length, mem(8));
+  if (Number(result) !== 0 || attributes.length === 0) throw new Error(`C_CreateObject: ${result}`);
 }
 
 /** For a module that is loaded into this process: it asks the C library, whose environment is not process.env. */

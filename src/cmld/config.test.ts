@@ -136,6 +136,24 @@ test("what a GuestOS may not say", () => {
   wrong(mount("/etc/shadow", "/x", "DEVICE"), "is no device below /dev");
   wrong(mount("../x", "/x", "BIND_FILE"), "is no relative path");
   wrong(mount("root", "/", "SHARED", 'image_sha2_256: "ab"'), "mounts[0].image_sha2_256");
+  const hashes = (digit: string, size = 1) => `image_size: ${size} image_sha2_256: "${digit.repeat(64)}"`;
+  const twice = (first: string, second: string) =>
+    `${mount("root", "/", "SHARED_RW", first)} ${mount("root", "/lower", "SHARED", second)}`;
+  wrong(
+    twice(hashes("a"), hashes("b")),
+    `mounts[1].image_sha2_256: "root" has ${"b".repeat(64)} here, and ${"a".repeat(64)} in mounts[0]`,
+  );
+  wrong(twice(hashes("a"), hashes("a", 2)), 'mounts[1].image_size: "root" has 2 here, and 1 in mounts[0]');
+  wrong(
+    twice(`${hashes("a")} image_verity_sha256: "${"c".repeat(64)}"`, hashes("a")),
+    `mounts[1].image_verity_sha256: "root" has none here, and ${"c".repeat(64)} in mounts[0]`,
+  );
+  wrong(
+    `${mount("root", "/", "SHARED", hashes("a"))} ${mount("root", "/", "SHARED", hashes("b")).replace("mounts", "mounts_setup")}`,
+    "mounts_setup[0].image_sha2_256",
+  );
+  const same = `name:"a" hardware:"x86" version:1 description{en:"x"} ${twice(hashes("a"), hashes("A"))}`;
+  expect(readGuestOs(bytes(same)).config.mounts).toHaveLength(2);
   wrong('mounts { image_file: "a" mount_point: "/" fs_type: "ext4" }', "mounts[0].mount_type: missing");
   wrong('init_path: "sbin/init"', "init_path");
   expect(() => readGuestOs(bytes('name:"a/b" hardware:"x86" version:1 description{en:"x"}'))).toThrow(

@@ -289,10 +289,30 @@ export function checkGuestOs(m: proto.GuestOSConfig): GuestOsConfig {
     if (!/^[^=]+=/.test(entry)) refuse(`init_env[${i}]`, `${quote(entry)} is not like NAME=value`);
   for (const list of ["mounts", "mounts_setup"] as const)
     for (const [i, mount] of c[list].entries()) checkMount(`${list}[${i}]`, mount);
+  oneFile(c);
   if (c.update_base_url !== "" && !/^[a-z]+:\/\/[^\s"'\\]*$/.test(c.update_base_url))
     refuse("update_base_url", `${quote(c.update_base_url)} is no URL`);
   return Object.freeze({ ...c, def_ram_limit_written: own(m, "def_ram_limit") });
 }
+
+/** Mounts of the same image are of the same bytes. */
+function oneFile(c: GuestOsConfig | Checked<proto.GuestOSConfig>): void {
+  const first = new Map<string, readonly [at: string, mount: GuestOsMount]>();
+  for (const list of ["mounts", "mounts_setup"] as const)
+    for (const [i, mount] of c[list].entries()) {
+      if (!SHIPPED.has(mount.mount_type)) continue;
+      const at = `${list}[${i}]`;
+      const [where, other] = first.get(mount.image_file) ?? [at, mount];
+      first.set(mount.image_file, [where, other]);
+      for (const field of ["image_size", "image_sha1", "image_sha2_256", "image_verity_sha256"] as const)
+        if (String(mount[field]).toLowerCase() !== String(other[field]).toLowerCase())
+          refuse(
+            `${at}.${field}`,
+            `${quote(mount.image_file)} has ${shown(mount[field])} here, and ${shown(other[field])} in ${where}`,
+          );
+    }
+}
+const shown = (value: string | number): string => (value === "" ? "none" : String(value));
 
 function checkMount(at: string, m: GuestOsMount): void {
   const type = m.mount_type;

@@ -4,7 +4,7 @@
 // interrupted download goes on where it ended. The file gets its name when size and hash are right.
 import { createHash, type Hash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
-import { constants, type FileHandle, open, rename, rm } from "node:fs/promises";
+import { constants, type FileHandle, lstat, open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { confined } from "../run/confined.ts";
 import { type Ended, launch, reap } from "../run/launch.ts";
@@ -69,6 +69,16 @@ const partOf = (path: string): string => join(dirname(path), `.${basename(path)}
 /** Bring it. Rejects with the reason; what has arrived so far stays for the next try, unless it is wrong. */
 export async function download(web: Web, wanted: Wanted): Promise<void> {
   const part = partOf(wanted.path);
+  try {
+    await brought(web, wanted, part);
+  } catch (e) {
+    const there = await lstat(part).catch(() => undefined);
+    if (there?.size === 0) await rm(part, { force: true }); // nothing to go on from
+    throw e;
+  }
+}
+
+async function brought(web: Web, wanted: Wanted, part: string): Promise<void> {
   await using file = await open(part, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o644);
   const hash = wanted.hash && createHash(wanted.hash[0]);
   let at = await resumed(file, wanted.size ?? wanted.most, hash);
@@ -111,7 +121,7 @@ export async function download(web: Web, wanted: Wanted): Promise<void> {
 /** From the beginning, with an empty file. */
 async function restart(web: Web, wanted: Wanted, part: string): Promise<void> {
   await rm(part, { force: true });
-  return await download(web, wanted);
+  return await brought(web, wanted, part);
 }
 
 /** How many bytes of an earlier try are there, hashed; undefined if they are too many to be of this file. */

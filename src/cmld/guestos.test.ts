@@ -159,6 +159,9 @@ test("images are fetched from file:///, whole or not at all", async () => {
   writeFileSync(join(from, "root.img"), Buffer.alloc(image.length));
   expect(await install(store, source()).catch(chain)).toContain("has sha256");
   expect(readdirSync(folder)).toEqual([]);
+  const nobody = source("http://127.0.0.1:1");
+  expect(await install(store, nobody).catch(chain)).toEndWith("/root.img: nobody listens there");
+  expect(readdirSync(folder)).toEqual([]);
   writeFileSync(join(from, "root.img"), image);
   await install(store, source());
   expect(readFileSync(join(folder, "debian-1/root.img"))).toEqual(image);

@@ -2,9 +2,10 @@
 // said in one line on standard error, and the exit status is 1.
 import { ContainerState, ControllerToDaemon, DaemonToController } from "../../proto/gen/proto.js";
 import { parseUuid } from "../lib/uuid.ts";
+import { out } from "../sys/output.ts";
 import type { Given } from "./arguments.ts";
 import { Connection } from "./client.ts";
-import { type Colours, colours, json, type Manner, named, out, say, text } from "./print.ts";
+import { type Colours, colours, json, type Manner, named, say, text } from "./print.ts";
 
 const { Code, Response } = DaemonToController;
 

@@ -466,3 +466,22 @@ test("what stands before a line is not said twice", () => {
   expect(titled("create /a.conf: ", "file /a.conf: ENOENT")).toBe("create: file /a.conf: ENOENT");
   expect(titled("list: ", "refused")).toBe("list: refused");
 });
+
+test("an answer that cannot be written is no success: a full disk, a closed descriptor", async () => {
+  using daemon = daemonWith((_, answer) =>
+    answer({ code: Code.CONTAINERS_LIST, container_uuids: [web.uuid] }),
+  );
+  for (const words of [["list"], ["state", "web"], ["--help"], ["--json", "list"]])
+    for (const [redirection, reason] of [
+      [">/dev/full", "standard output: ENOSPC: no space left on device, write"],
+      [">&-", "standard output is closed"],
+    ] as const) {
+      const shell = ["sh", "-c", `exec "$@" ${redirection}`, "sh", process.execPath, MAIN];
+      const client = Bun.spawn([...shell, "control", "-s", daemon.socket, ...words], {
+        stderr: "pipe",
+        env: {},
+      });
+      const said = await client.stderr.text();
+      expect([words, await client.exited, said]).toEqual([words, 1, expect.stringContaining(`${reason}\n`)]);
+    }
+}, 20_000);

@@ -15,11 +15,12 @@ import {
 } from "../../proto/gen/proto.js";
 import { FRAME_MAX } from "../lib/frame.ts";
 import { print as asText } from "../lib/text.ts";
+import { out } from "../sys/output.ts";
 import type { Secret } from "../sys/secret.ts";
 import { type Call, type Container, find, isOk, reason, stateWord } from "./answer.ts";
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
-import { type Colours, duration, harmless, named, out, size, table } from "./print.ts";
+import { type Colours, duration, harmless, named, size, table } from "./print.ts";
 import { ProgressLine } from "./progress.ts";
 
 const { Command } = ControllerToDaemon;

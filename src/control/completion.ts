@@ -1,9 +1,10 @@
 // Completion scripts for bash, zsh and fish, made from the table of commands. Names of containers are asked of the
 // daemon when they are wanted; whoever may not ask it gets none.
+
+import { out } from "../sys/output.ts";
 import type { Call } from "./answer.ts";
 import { type Argument, GLOBAL, type Kind, type Option, Usage } from "./arguments.ts";
 import { COMMANDS } from "./commands.ts";
-import { out } from "./print.ts";
 
 /** How a script learns the names of containers. */
 const NAMES = "control list --quiet 2>/dev/null";

@@ -2,10 +2,11 @@
 // it is as if one sat inside: keys go there as they are typed, Ctrl-C included, and the size of the window follows.
 import { constants } from "node:os";
 import { ControllerToDaemon, DaemonToController, type IControllerToDaemon } from "../../proto/gen/proto.js";
+import { out } from "../sys/output.ts";
 import { getWindow, type WindowSize } from "../sys/pty.ts";
 import { type Call, find, isOk, reason } from "./answer.ts";
 import type { Connection } from "./client.ts";
-import { isTerminal, out, text } from "./print.ts";
+import { isTerminal, text } from "./print.ts";
 import { Changed, Input } from "./terminal.ts";
 
 const { Command } = ControllerToDaemon;

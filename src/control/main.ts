@@ -1,14 +1,13 @@
 // The client of cmld's control socket. Exit status: 0 done, 1 refused, 255 wrong usage, and with `run` the command's.
 import { chain } from "../sys/error.ts";
+import { isUnread, out, UNREAD } from "../sys/output.ts";
 import { Call, titled } from "./answer.ts";
 import { parse, Usage } from "./arguments.ts";
 import { SOCKET } from "./client.ts";
 import { COMMANDS, type Row } from "./commands.ts";
-import { isTerminal, out, say } from "./print.ts";
+import { isTerminal, say } from "./print.ts";
 
 const [OK, REFUSED, USAGE] = [0, 1, 255];
-/** As a shell has it for a program that SIGPIPE ended. */
-const NOBODY_READS = 141;
 
 export async function main(args: string[]): Promise<number> {
   let row: Row | undefined;
@@ -30,7 +29,7 @@ export async function main(args: string[]): Promise<number> {
     for (const what of given.ignored) call.note(`${what} is ignored`);
     return await command.act(call);
   } catch (e) {
-    if ((e as { code?: string }).code === "EPIPE") return NOBODY_READS;
+    if (isUnread(e)) return UNREAD;
     if (e instanceof Usage && !row && (await isTerminal(1))) {
       say(`control: ${chain(e)}; "control help" lists what there is`); // the list would push it off the screen
       return USAGE;

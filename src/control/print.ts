@@ -22,15 +22,6 @@ export async function isTerminal(fd: number): Promise<boolean> {
   }
 }
 
-let sink: Bun.FileSink | undefined;
-
-/** In order; resolves when the other side has taken it, which may be after a long time, and rejects if nobody will. */
-export async function out(text: string | Uint8Array): Promise<void> {
-  if (text.length === 0) return;
-  sink ??= Bun.stdout.writer();
-  await Promise.all([sink.write(text), sink.flush()]); // either may be told that nobody reads
-}
-
 /** A line on standard error, for people. */
 export function say(line: string): void {
   try {

@@ -4,9 +4,10 @@ import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync
 import { renderUnicodeCompact } from "uqr";
 import { ControllerToDaemon, DaemonToController } from "../../proto/gen/proto.js";
 import { fromWords, words } from "../lib/words.ts";
+import { out } from "../sys/output.ts";
 import { type Call, type Container, isOk } from "./answer.ts";
 import type { Connection } from "./client.ts";
-import { named, out } from "./print.ts";
+import { named } from "./print.ts";
 import { Input } from "./terminal.ts";
 
 const { Command } = ControllerToDaemon;

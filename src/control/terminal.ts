@@ -4,10 +4,11 @@ import { isUtf8 } from "node:buffer";
 import { constants } from "node:os";
 import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
+import { out } from "../sys/output.ts";
 import { undumpable } from "../sys/process.ts";
 import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty.ts";
 import { Secret } from "../sys/secret.ts";
-import { isTerminal, out, say } from "./print.ts";
+import { isTerminal, say } from "./print.ts";
 
 const STDIN = 0;
 /** More than a terminal's line can hold (N_TTY_BUF_SIZE, drivers/tty/n_tty.c). */

@@ -52,6 +52,32 @@ async function written(bytes: Uint8Array): Promise<void> {
   await sink.flush();
 }
 
+/** Why it failed, by the runtime's code; its own words are for those who write the program that calls it. */
+const REASONS: Readonly<Record<string, string>> = {
+  ECONNREFUSED: "nobody listens there",
+  ECONNRESET: "the server closed the connection",
+  EHOSTUNREACH: "there is no way to the server",
+  ENETUNREACH: "there is no network",
+  ENOTFOUND: "there is no server of this name",
+  EAI_AGAIN: "no name server answers",
+  EPROTO: "the server does not speak TLS on this port",
+  ERR_INVALID_URL: "it is no URL",
+  ETIMEDOUT: "the server does not answer",
+  InvalidHTTPResponse: "the server does not speak HTTP",
+  TooManyRedirects: "the server sends us from one place to the next",
+  UnsupportedRedirectProtocol: "the server sends us to a place that is neither http:// nor https://",
+  ZlibError: "the server compresses, and was asked not to",
+};
+/** "ECONNRESET: … . For more information, pass `verbose: true` in the second argument to fetch()" */
+const HINT =
+  / fetching "[^"]*"|^\w+: |[.]? (For more information, pass|Is the computer|Was there a typo).*$/g;
+
+export function why(e: unknown): Error {
+  const { code, message } = e as { code?: unknown; message?: unknown };
+  const known = typeof code === "string" ? REASONS[code] : undefined;
+  return new Error(known ?? String(message ?? e).replace(HINT, ""));
+}
+
 export async function main(args: string[]): Promise<number> {
   const [url = "", from = "0"] = args;
   if (args.length === 1 && url.startsWith("ntp:")) {
@@ -91,7 +117,7 @@ export async function main(args: string[]): Promise<number> {
     await written(Buffer.from(`${JSON.stringify({ from: begins, ...length })}\n`));
     for await (const piece of answer.body ?? []) await patience.came(piece.length, () => written(piece));
     return 0;
-  } catch (cause) {
-    throw new Error(url, { cause });
+  } catch (e) {
+    throw new Error(url, { cause: patience.signal.aborted ? patience.signal.reason : why(e) });
   }
 }

@@ -1,6 +1,7 @@
 // `cml container`: what a developer does with container configurations before a device gets them.
 import { ContainerConfig } from "../../proto/gen/proto.js";
 import { parse } from "../lib/text.ts";
+import { out } from "../sys/output.ts";
 import { type Run, runTool } from "../tool/commands.ts";
 import { bytesOf, sign, signer } from "./sign.ts";
 import { CONTAINER_COMMANDS, CONTAINER_SUMMARY } from "./table.ts";
@@ -14,7 +15,7 @@ const run: Run<typeof CONTAINER_COMMANDS> = {
     } catch (cause) {
       throw new Error(conf, { cause });
     }
-    for (const path of await sign(conf, signer(args, many), source)) console.log(path);
+    for (const path of await sign(conf, signer(args, many), source)) await out(`${path}\n`);
     return 0;
   },
 };

@@ -1,4 +1,4 @@
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, spyOn, test } from "bun:test";
 import {
   cpSync,
   existsSync,
@@ -164,9 +164,29 @@ test("the command line: what is wrong with it is said before anything is made", 
     ["--version", "1", "--tmpfs", "/tmp:0"],
     ["--version", "1", "--env", "=x"],
     ["--version", "1", "--bind", "a/b:/x"],
+    ["--version", "1", "--update-url", "ftp://images.example.org"],
+    ["--version", "1", "--update-url", "https://images.example.org/a b"],
     [],
   ])
     expect(await cml(...words)).toBe(255);
+  for (const [option, value, shown] of [
+    ["--update-url", "https://images.example.org/\u0007", '"\\u0007"'],
+    ["--update-url", "https://images.example.org/\n", '"\\n"'],
+    ["--description", "one\ntwo", '"\\n"'],
+    ["--upstream", "1\u009b2J", '"\\u009b"'],
+    ["--init", "/sbin/in\tit", '"\\t"'],
+    ["--param", "\u001b[2J", '"\\u001b"'],
+    ["--env", "A=\u007f", '"\\u007f"'],
+    ["--volume", "data:/da\rta", '"\\r"'],
+    ["--tmpfs", "/tm\np", '"\\n"'],
+    ["--bind", "keys:/etc/\u0001keys", '"\\u0001"'],
+  ] as const) {
+    const said = spyOn(console, "error").mockImplementation(() => {});
+    expect(await cml("--version", "1", option, value)).toBe(255);
+    expect(said.mock.calls[0]![0]).toStartWith(`guestos: ${option} `);
+    expect(said.mock.calls[0]![0]).toEndWith(`: a control character (${shown})`);
+    said.mockRestore();
+  }
   expect(existsSync(out)).toBe(false);
   const mounts = [
     "--volume",

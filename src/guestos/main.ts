@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import { GuestOSConfig, GuestOSMount, type IGuestOSMount } from "../../proto/gen/proto.js";
 import { parse } from "../lib/text.ts";
 import { Refused, type Signed } from "../pki/verify.ts";
+import { out } from "../sys/output.ts";
 import { oneOf, type Run, runTool, Usage, whole } from "../tool/commands.ts";
 import { build, check, FILE_SYSTEMS, HARDWARE, type RootMount } from "./image.ts";
 import { beside, bytesOf, judge, sign, signer, signerOf } from "./sign.ts";
@@ -22,7 +23,10 @@ const run: Run<typeof COMMANDS> = {
     );
     const optional = <K extends string, V>(key: K, value: V | undefined) =>
       value === undefined ? {} : ({ [key]: value } as Record<K, V>);
-    const text = (option: string) => args[option] as string | undefined;
+    const text = (option: string) => {
+      const value = args[option] as string | undefined;
+      return value === undefined ? undefined : plain(`--${option}`, value);
+    };
     const description = text("description");
     const built = await build(
       {
@@ -38,8 +42,8 @@ const run: Run<typeof COMMANDS> = {
         force: args.force === true,
         date: args.date === undefined ? undefined : whole("--date", args.date, 0, 2 ** 32 - 1),
         config: {
-          init_path: String(args.init),
-          init_param: many("param"),
+          init_path: text("init")!,
+          init_param: many("param").map((words) => lines("--param", words)),
           init_env: many("env").map(assignment),
           mounts: [
             ...many("volume").map((words) => volume("--volume", GuestOSMount.Type.EMPTY, words)),
@@ -49,7 +53,7 @@ const run: Run<typeof COMMANDS> = {
           ],
           ...optional("description", description === undefined ? undefined : { en: description }),
           ...optional("upstream_version", text("upstream")),
-          ...optional("update_base_url", text("update-url")),
+          ...optional("update_base_url", url("--update-url", text("update-url"))),
           ...optional(
             "def_ram_limit",
             args.ram === undefined ? undefined : whole("--ram", args.ram, 1, MIB_MAX),
@@ -63,7 +67,7 @@ const run: Run<typeof COMMANDS> = {
       },
       (line) => console.error(`guestos: ${line}`),
     );
-    console.log(built.confPath);
+    await out(`${built.confPath}\n`);
     return 0;
   },
 
@@ -71,7 +75,7 @@ const run: Run<typeof COMMANDS> = {
     const conf = String(args.conf);
     const source = await bytesOf(conf);
     parsed(conf, source);
-    for (const path of await sign(conf, signer(args, many), source)) console.log(path);
+    for (const path of await sign(conf, signer(args, many), source)) await out(`${path}\n`);
     return 0;
   },
 
@@ -91,10 +95,10 @@ const run: Run<typeof COMMANDS> = {
       console.error(`guestos: ${conf}: ${e.message}`);
       return 1;
     }
-    console.log(`${conf}: ${signed.level}: ${signed.signer} (root ${signed.root})`);
+    await out(`${conf}: ${signed.level}: ${signed.signer} (root ${signed.root})\n`);
     const config = parsed(conf, source);
     if (!existsSync(join(dirname(conf), `${config.name}-${config.version}`))) {
-      console.log(`${conf}: its images are not here, nothing said about them`);
+      await out(`${conf}: its images are not here, nothing said about them\n`);
       return 0;
     }
     const wrong = await check(config, conf);
@@ -107,18 +111,19 @@ const run: Run<typeof COMMANDS> = {
     const config = parsed(path, await bytesOf(path));
     const wrong = await check(config, path);
     const by = await signerOf(path);
-    if (args.json === true)
-      console.log(
-        JSON.stringify({ config: GuestOSConfig.plain(config), signer: by ?? null, problems: wrong }, null, 2),
-      );
-    else
-      console.log(
-        [
-          ...table(config),
-          `signed by    ${by ?? "nobody"}`, // verify tells whether it holds
-          ...wrong.map((w) => `problem: ${w}`),
-        ].join("\n"),
-      );
+    const shown =
+      args.json === true
+        ? JSON.stringify(
+            { config: GuestOSConfig.plain(config), signer: by ?? null, problems: wrong },
+            null,
+            2,
+          )
+        : [
+            ...table(config),
+            `signed by    ${by ?? "nobody"}`, // verify tells whether it holds
+            ...wrong.map((w) => `problem: ${w}`),
+          ].join("\n");
+    await out(`${shown}\n`);
     return wrong.length ? 1 : 0;
   },
 };
@@ -131,14 +136,41 @@ function parsed(path: string, source: Uint8Array): GuestOSConfig {
   }
 }
 
+/** C0, DEL and C1, which no line of a configuration has, and cmld refuses. */
+const CONTROL = /[\x00-\x1f\x7f-\x9f]/;
+
+/** In quotes, and no terminal acts upon it. */
+const quoted = (words: string): string =>
+  JSON.stringify(words).replace(/[\x7f-\x9f]/g, (c) => `\\u00${c.charCodeAt(0).toString(16)}`);
+
+function plain(option: string, words: string): string {
+  const [found] = CONTROL.exec(words) ?? [];
+  if (found !== undefined)
+    throw new Usage(`${option} ${quoted(words)}: a control character (${quoted(found)})`);
+  return words;
+}
+
+/** What programs take as it is: newlines and tabs are fine. */
+function lines(option: string, words: string): string {
+  plain(option, words.replace(/[\n\t]/g, " "));
+  return words;
+}
+
+function url(option: string, words: string | undefined): string | undefined {
+  if (words === undefined || /^(https?|file):\/\/[^\s"'\\]+$/.test(words)) return words;
+  throw new Usage(`${option} ${quoted(words)}: http://, https:// or file://, without blanks and quotes`);
+}
+
 function assignment(words: string): string {
+  lines("--env", words);
   if (!/^[A-Za-z_][A-Za-z0-9_]*=/.test(words)) throw new Usage(`--env ${words}: NAME=VALUE`);
   return words;
 }
 
 /** A place in the guest: absolute, without tricks. */
 function place(what: string, words: string, path: string | undefined): string {
-  if (!path?.startsWith("/") || path.split("/").includes("..") || path.includes("\n"))
+  plain(what, words);
+  if (!path?.startsWith("/") || path.split("/").includes(".."))
     throw new Usage(`${what} ${words}: the mount point must be an absolute path`);
   return path;
 }

@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { SOFTHSM, softhsm } from "../../test/softhsm.ts";
+import { addCertificate, SOFTHSM, softhsm } from "../../test/softhsm.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sign-"));
 const at = (...parts: string[]) => join(dir, ...parts);
@@ -85,6 +85,24 @@ test("what is there and no PKI is said to be none", async () => {
     });
 });
 
+test("a PKI that lacks something is not said to be fine", async () => {
+  const pki = at("lost");
+  expect((await cml("pki", "init", "--key", "ec:P-256", pki)).status).toBe(0);
+  rmSync(join(pki, "ssig_cml.key"));
+  rmSync(join(pki, "backend.cert"));
+  writeFileSync(join(pki, "gen_rootca.cert"), "");
+  copyFileSync(at("pki/ssig.key"), join(pki, "ssig.key"));
+  writeFileSync(join(pki, "user_subca.key"), "no key");
+  expect(await cml("pki", "init", pki)).toEqual({
+    status: 1,
+    out: "",
+    err:
+      `pki: ${pki}: a PKI that is not whole: ssig.key is not the key of its certificate, ssig_cml.key is missing, ` +
+      "gen_rootca.key or its certificate cannot be read, gen_rootca.cert is empty, user_subca.key or its certificate cannot be read, " +
+      "backend.cert is missing; bring it back, or name another folder\n",
+  });
+});
+
 test("interrupted, it leaves no keys behind", async () => {
   const place = at("interrupted");
   mkdirSync(place);
@@ -98,7 +116,7 @@ test("interrupted, it leaves no keys behind", async () => {
   }
   expect(await ran.exited).toBe(130);
   expect(readdirSync(place)).toEqual([]);
-});
+}, 60_000);
 
 test("what is judged is what is parsed: the file is read once", async () => {
   const pair = ["sig", "cert"].map((end) => `test/data/signing/dmos-1.${end}`);
@@ -186,6 +204,37 @@ test("verify: 0 good, 1 refused with the reason, 2 usage or a file that is not t
   expect((await verify("--ca", original, conf, "--colour")).status).toBe(2);
 });
 
+test("what could not be said is no success: a full disk, a closed descriptor", async () => {
+  const files = ["conf", "sig", "cert"].map((e) => `test/data/signing/dmos-1.${e}`);
+  const verify = ["guestos", "verify", "--ca", "test/data/signing/ssig_rootca.cert", ...files];
+  const inspect = ["guestos", "inspect", files[0]!];
+  const shell = async (redirection: string, words: readonly string[]) => {
+    const script = ["sh", "-c", `exec "$@" ${redirection}`, "sh"];
+    const ran = Bun.spawn([...script, process.execPath, "src/main.ts", ...words], { stderr: "pipe" });
+    return [await ran.stderr.text(), await ran.exited];
+  };
+  const full = "guestos: standard output: ENOSPC: no space left on device, write\n";
+  expect(await shell(">/dev/full", verify)).toEqual([full, 2]);
+  expect(await shell(">/dev/full", ["guestos", "--help"])).toEqual([full, 1]);
+  expect(await shell(">/dev/full", inspect)).toEqual([full, 1]);
+  expect(await shell(">&-", verify)).toEqual(["guestos: standard output is closed\n", 2]);
+  expect(await shell(">&-", inspect)).toEqual(["guestos: standard output is closed\n", 1]);
+  expect(await shell(">/dev/null", verify)).toEqual(["", 0]);
+  expect(await shell("</dev/null 1<>/dev/null", verify)).toEqual(["", 0]);
+});
+
+test("a certificate file whose last line has no end, and another after it", async () => {
+  const [leaf, sub] = ["ssig_cml", "ssig_subca_cml"].map((name) => {
+    const [first] = readFileSync(at(`pki/${name}.cert`), "utf8").split(/(?<=-----END CERTIFICATE-----)/);
+    writeFileSync(at(`${name}.bare`), first!);
+    return at(`${name}.bare`);
+  }) as [string, string];
+  const key = at("pki/ssig_cml.key");
+  const signed = await cml("guestos", "sign", "--key", key, "--cert", leaf, "--cert", sub, conf);
+  expect(signed).toMatchObject({ status: 0, err: "" });
+  expect((await cml("guestos", "verify", "--ca", at("pki/ssig_rootca.cert"), conf)).status).toBe(0);
+});
+
 test("a key that is not the certificate's, and a configuration that is none, sign nothing", async () => {
   const other = at("other-1.conf");
   copyFileSync("test/data/signing/plainos-1.conf", other);
@@ -261,4 +310,44 @@ test("a key that never leaves its token signs, by its PKCS #11 URI: RSA with PSS
     ]);
     expect(wrong.err).not.toContain(pin);
   }
+}, 30_000);
+
+test("certificates that lie in a token, by their PKCS #11 URIs: the signer's beside its key, an intermediate, a file", async () => {
+  const pin = "71-PIN-71";
+  using token = softhsm("developers", pin);
+  const env = { SOFTHSM2_CONF: token.config, GYROIDOS_TEST_PASSWD_PKI: pin };
+  const words = ["--token", "developers", "--label", "cml", "--id", "01", "--pin", pin];
+  const imported = Bun.spawnSync(["softhsm2-util", "--import", at("pki/ssig_cml.key"), ...words], {
+    env: { ...process.env, ...env },
+  });
+  expect(imported.stderr.toString()).toBe("");
+  for (const [id, label, name] of [
+    [1, "cml", "ssig_cml"],
+    [2, "sub", "ssig_subca_cml"],
+  ] as const)
+    addCertificate(token.config, "developers", pin, label, id, readFileSync(at(`pki/${name}.cert`), "utf8"));
+  const uri = (object: string) => `pkcs11:token=developers;object=${object}?module-path=${SOFTHSM}`;
+  const sign = (tool: string, file: string, ...certs: string[]) =>
+    cmlWith(env, tool, "sign", "--key", uri("cml"), ...certs.flatMap((c) => ["--cert", c]), file);
+  const box = at("tokenbox.conf");
+  writeFileSync(box, 'name: "tokenbox"\nguest_os: "dmos"\n');
+  for (const [tool, file] of [
+    ["guestos", conf],
+    ["container", box],
+  ] as const)
+    for (const between of [uri("sub"), at("pki/ssig_subca_cml.cert")]) {
+      rmSync(file.replace(/conf$/, "cert"), { force: true });
+      expect(await sign(tool, file, uri("cml"), between)).toMatchObject({ status: 0, err: "" });
+      const judged = await cml("guestos", "verify", "--ca", at("pki/ssig_rootca.cert"), conf);
+      expect(judged.status).toBe(0);
+      const both = readFileSync(at("pki/ssig_cml.cert"), "utf8"); // leaf and intermediate, as the PKI bundles them
+      expect(readFileSync(file.replace(/conf$/, "cert"), "utf8").replace(/\s/g, "")).toBe(
+        both.replace(/\s/g, ""),
+      );
+    }
+  const none = await sign("guestos", conf, uri("nobody"));
+  expect(none.status).toBe(1);
+  expect(none.err).toContain("guestos: pkcs11:token=developers;object=nobody: no such certificate");
+  const another = await sign("guestos", conf, uri("sub"));
+  expect(another.err).toContain(`it is not the key of the first certificate in ${uri("sub")}`);
 }, 30_000);

@@ -3,14 +3,14 @@
 import { stat } from "node:fs/promises";
 import { readBundle, subject } from "../pki/certificates.ts";
 import { Scope } from "../pki/crypto.ts";
-import { isUri, tokenKey } from "../pki/engine.ts";
+import { isUri, tokenCertificate, tokenKey } from "../pki/engine.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { matches, type Revocation, type Signed, verify } from "../pki/verify.ts";
 import { writeAtomic } from "../sys/file.ts";
 import type { Values } from "../tool/commands.ts";
 
 /** The passphrase of an encrypted key, or the PIN of a token, as the original's tools take it; never on a command line. */
-const PASSPHRASE = "GYROIDOS_TEST_PASSWD_PKI";
+const passphrase = (): Uint8Array => Buffer.from(process.env.GYROIDOS_TEST_PASSWD_PKI ?? "");
 
 /** `…/NAME.conf` → `…/NAME.sig`. */
 export function beside(conf: string, extension: "sig" | "cert"): string {
@@ -27,7 +27,7 @@ export async function bytesOf(path: string): Promise<Uint8Array> {
 export interface Signer {
   /** Path of a PEM file, or a PKCS #11 URI. */
   readonly key: string;
-  /** Paths of PEM files: the signer's certificate first, then intermediates. */
+  /** Paths of PEM files, or PKCS #11 URIs: the signer's certificate first, then intermediates. */
   readonly certs: readonly string[];
 }
 
@@ -45,7 +45,7 @@ export async function sign(
 ): Promise<string[]> {
   const [sig, cert] = [beside(conf, "sig"), beside(conf, "cert")];
   const data = source ?? (await bytesOf(conf));
-  const bundle = Buffer.concat(await Promise.all(certs.map(bytesOf)));
+  const bundle = Buffer.concat((await Promise.all(certs.map(certificateOf))).map(ended));
   using scope = new Scope();
   const [signer] = readBundle(scope, certs.join(", "), bundle);
   using key = await keyOf(keyFile);
@@ -57,13 +57,20 @@ export async function sign(
   return [sig, cert];
 }
 
+/** Of a PEM file whose last line has no end, another would become a part. */
+const ended = (pem: Uint8Array): Uint8Array =>
+  pem.at(-1) === 10 || pem.length === 0 ? pem : Buffer.concat([pem, Buffer.from("\n")]);
+
+/** From a PEM file or a token. */
+const certificateOf = async (cert: string): Promise<Uint8Array> =>
+  isUri(cert) ? tokenCertificate(cert, passphrase()) : await bytesOf(cert);
+
 /** From a PEM file or a token. */
 async function keyOf(key: string): Promise<PrivateKey> {
-  const passphrase = Buffer.from(process.env[PASSPHRASE] ?? "");
-  if (isUri(key)) return tokenKey(key, passphrase);
+  if (isUri(key)) return tokenKey(key, passphrase());
   const pem = await bytesOf(key);
   try {
-    return PrivateKey.read(key, pem, passphrase);
+    return PrivateKey.read(key, pem, passphrase());
   } finally {
     pem.fill(0);
   }

@@ -13,7 +13,7 @@ const signing = (what: string) =>
     },
     cert: {
       type: "string",
-      description: "certificates (PEM): the signer's first, then intermediates",
+      description: "certificates: PEM files, or pkcs11:…; the signer's first, then intermediates",
       valueHint: "FILE...",
       required: true,
     },

@@ -1,8 +1,19 @@
 // A development PKI: the hierarchy, names, profiles and file names of the original's tool (spec/security.md 8.2, 8.3), so
 // that whoever has scripts around them keeps them. Differences: keys have no passphrase (mode 0600 instead), and no
 // certificate names a server that is not there.
-import { existsSync, lstatSync, mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
+import { isFor } from "./certificates.ts";
 import { certify, type Extensions, type Name } from "./issue.ts";
 import { type KeySpec, PrivateKey } from "./key.ts";
 
@@ -114,6 +125,7 @@ const nameOf = (cn: string): Name => [
 const keyOf = (spec: string, pss: boolean): KeySpec =>
   (pss && spec.startsWith("rsa:") ? spec.replace("rsa:", "rsa-pss:") : spec) as KeySpec;
 
+/** Whether a PKI is there; throws what it lacks, because keys that are lost cannot be made again. */
 function isThere(dir: string, target: string): boolean {
   const status = lstatSync(target, { throwIfNoEntry: false });
   if (!status) return false;
@@ -121,7 +133,41 @@ function isThere(dir: string, target: string): boolean {
   if (!status.isDirectory()) throw new Error(`${dir}: not a folder`);
   if (!existsSync(join(target, "ssig_rootca.cert")))
     throw new Error(`${dir}: a folder without a PKI is there; name one that is not`);
+  const wrong = [...HIERARCHY.flatMap(({ file }) => [`${file}.key`, `${file}.cert`]), ...SIGNING_KEY].flatMap(
+    (file) => {
+      const reason = wrongFile(target, file);
+      return reason === undefined ? [] : [`${file} ${reason}`];
+    },
+  );
+  if (wrong.length > 0)
+    throw new Error(
+      `${dir}: a PKI that is not whole: ${wrong.join(", ")}; bring it back, or name another folder`,
+    );
   return true;
+}
+
+/** For the kernel's modules: key and certificate of ssig_subca. */
+const SIGNING_KEY = ["certs/signing_key.pem", "certs/signing_key.x509"];
+
+/** Why a file of a PKI is no use, if it is none. */
+function wrongFile(target: string, file: string): string | undefined {
+  const path = join(target, file);
+  const status = statSync(path, { throwIfNoEntry: false });
+  if (!status?.isFile()) return "is missing";
+  if (status.size === 0) return "is empty";
+  if (!file.endsWith(".key")) return undefined;
+  const pem = readFileSync(path);
+  try {
+    if (pem.includes("ENCRYPTED")) return undefined; // one of the original's
+    using key = PrivateKey.read(file, pem);
+    const certificate = path.replace(/key$/, "cert");
+    if (!existsSync(certificate) || isFor(readFileSync(certificate), key)) return undefined;
+    return "is not the key of its certificate";
+  } catch {
+    return "or its certificate cannot be read";
+  } finally {
+    pem.fill(0);
+  }
 }
 
 /**
@@ -172,7 +218,7 @@ export function* steps(
     const { key, certificate } = made.get("ssig_subca")!;
     mkdirSync(join(staging, "certs"));
     const pem = key.pem();
-    writeFileSync(join(staging, "certs/signing_key.pem"), Buffer.concat([pem, certificate]), { mode: 0o600 });
+    writeFileSync(join(staging, SIGNING_KEY[0]!), Buffer.concat([pem, certificate]), { mode: 0o600 });
     pem.fill(0);
     const der = Buffer.from(
       Buffer.from(certificate)
@@ -180,7 +226,7 @@ export function* steps(
         .replace(/-----[^-]*-----|\s/g, ""),
       "base64",
     );
-    writeFileSync(join(staging, "certs/signing_key.x509"), der);
+    writeFileSync(join(staging, SIGNING_KEY[1]!), der);
     renameSync(staging, target);
   } catch (cause) {
     if (isThere(dir, target)) return false; // somebody else was quicker

@@ -1,5 +1,6 @@
 // `cml pki`: keys and certificates for developers. A product's keys live elsewhere, in a smartcard or an HSM.
 import { constants } from "node:os";
+import { out } from "../sys/output.ts";
 import { type Run, runTool } from "../tool/commands.ts";
 import { steps } from "./development.ts";
 import { COMMANDS, SUMMARY } from "./table.ts";
@@ -16,7 +17,7 @@ const run: Run<typeof COMMANDS> = {
     let one = all.next();
     for (; !one.done; one = all.next()) await new Promise(setImmediate); // signals are heard
     const made = one.value;
-    console.log(made ? dir : `${dir}: it is there already, nothing changed`);
+    await out(`${made ? dir : `${dir}: it is there already, nothing changed`}\n`);
     return 0;
   },
 };

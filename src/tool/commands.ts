@@ -2,6 +2,7 @@
 // which parsing, --help and the manual pages are made.
 import { type ArgDef, type ArgsDef, type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
 import { chain } from "../sys/error.ts";
+import { isUnread, out, UNREAD } from "../sys/output.ts";
 
 /** [word, one line of help, arguments]. `valueHint` of an option that may be given more than once ends in "...". */
 export type Commands = readonly (readonly [word: string, help: string, args: ArgsDef])[];
@@ -95,17 +96,20 @@ export async function runTool<C extends Commands>(tool: Tool<C>, rawArgs: string
     ),
   });
   const sub = tool.commands.find(([name]) => name === rawArgs[0]);
-  if (rawArgs.length === 0 || rawArgs.includes("--help") || rawArgs.includes("-h")) {
-    const command = sub ? defineCommand({ meta: { name: sub[0], description: sub[1] }, args: sub[2] }) : root;
-    const usage = await renderUsage(command, sub ? root : undefined);
-    console.log(process.stdout.isTTY ? usage : Bun.stripANSI(usage));
-    return rawArgs.length ? 0 : 255;
-  }
   const statuses = tool.statuses?.[rawArgs[0]!] ?? { usage: 255, failed: 1 };
   try {
+    if (rawArgs.length === 0 || rawArgs.includes("--help") || rawArgs.includes("-h")) {
+      const command = sub
+        ? defineCommand({ meta: { name: sub[0], description: sub[1] }, args: sub[2] })
+        : root;
+      const usage = await renderUsage(command, sub ? root : undefined);
+      await out(`${process.stdout.isTTY ? usage : Bun.stripANSI(usage)}\n`);
+      return rawArgs.length ? 0 : 255;
+    }
     await runCommand(root, { rawArgs });
     return status;
   } catch (e) {
+    if (isUnread(e)) return UNREAD;
     console.error(`${tool.program}: ${chain(e)}`);
     return e instanceof Usage || (e as Error).name === "CLIError" ? statuses.usage : statuses.failed;
   }

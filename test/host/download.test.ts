@@ -132,9 +132,40 @@ test("a refusal has one reason, and leaves no image", async () => {
     expect(existsSync(w.path)).toBe(false);
   }
   expect(await failure(wanted("", { url: "ftp://example.org/x" }))).toContain("http://, https:// or file://");
-  expect(await failure(wanted("", { url: "http://127.0.0.1:1/x" }))).toMatch(/connect/i);
+});
+
+/** Says so to whoever asks, and hangs up. */
+function saying(answer: string) {
+  const one = createServer((socket) => {
+    socket.on("error", () => {});
+    socket.once("data", () => socket.end(answer));
+  });
+  one.listen(0, "127.0.0.1");
+  const { port } = one.address() as AddressInfo;
+  return { url: `http://127.0.0.1:${port}/x`, [Symbol.dispose]: () => void one.close() };
+}
+
+test("why nothing came is said in our words, and nothing is left of it", async () => {
+  using mute = saying("");
+  using plain = saying("hello\r\n");
+  using other = saying("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
+  using away = saying("HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n");
+  using zipped = saying("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc");
+  for (const [url, reason] of [
+    ["http://127.0.0.1:1/x", "nobody listens there"],
+    ["http://127.0.0.1:99999/x", "it is no URL"],
+    [mute.url, "the server closed the connection"],
+    [plain.url.replace("http:", "https:"), "the server does not speak TLS on this port"],
+    [other.url, "the server does not speak HTTP"],
+    [away.url, "the server sends us to a place that is neither http:// nor https://"],
+    [zipped.url, "the server compresses, and was asked not to"],
+  ] as const) {
+    const w = wanted("", { url });
+    expect(await failure(w)).toBe(`${url}: ${reason}`);
+    expect(existsSync(part(w))).toBe(false);
+  }
   expect(await failure(wanted("", { url: "http://nobody.invalid/x" }))).toMatch(
-    /resolve|connect|DNS|getaddrinfo/i,
+    /^http:\/\/nobody[.]invalid\/x: (there is no server of this name|no name server answers)$/,
   );
 });
 
