@@ -18,7 +18,7 @@ CFLAGS := -O2 -Wall -Wextra -Wno-unused-parameter -Werror -ffreestanding -nostdl
 
 OUT := out
 BUN := node_modules/@oven/bun-linux-$(NPM_ARCH_$(HOST))/bin/bun
-SOURCES := $(shell find src ffi proto -path proto/gen -prune -o \( -name '*.ts' -o -name '*.proto' \) -print)
+SOURCES := $(shell find src ffi proto -path proto/gen -prune -o \( -name '*.ts' -o -name '*.js' -o -name '*.proto' \) -print)
 # dotenv and bunfig autoload off: no file in any folder may change what a root daemon runs.
 # splitting: otherwise every program loads what any of them imports of the runtime, 6 ms at each start.
 BUILD_FLAGS := --compile --splitting --minify-syntax --bytecode --format=esm --no-compile-autoload-dotenv --no-compile-autoload-bunfig \

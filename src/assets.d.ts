@@ -7,3 +7,8 @@ declare module "*/cservice" {
   const path: string;
   export default path;
 }
+
+declare module "*/deriver.js" {
+  const path: string;
+  export default path;
+}

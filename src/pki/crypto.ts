@@ -36,10 +36,14 @@ export class Scope implements Disposable {
 
 /** Why the last call failed, in libcrypto's words; its queue of errors is empty afterwards. */
 export function reason(): string {
-  const text = C.ERR_reason_error_string(C.ERR_peek_last_error())?.toString();
+  const text = reasonOf(BigInt(C.ERR_peek_last_error()));
   C.ERR_clear_error();
-  return text || "no reason given";
+  return text;
 }
+
+/** libcrypto's words for one of its errors. */
+export const reasonOf = (error: bigint): string =>
+  C.ERR_reason_error_string(error)?.toString() || "no reason given";
 
 /** A call of libcrypto that answers 1 for success. */
 export function must(result: number, what: string): void {

@@ -2,9 +2,10 @@
 // PBES2 (PBKDF2 with HMAC-SHA256, AES-256-CBC) and a MAC with SHA-256; the certificate, which is no secret, in clear, so
 // that opening costs one key derivation for the MAC and one for the key. `openssl pkcs12` reads and writes the same.
 import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
-import { mem } from "../sys/mem.ts";
+import { lasting, mem } from "../sys/mem.ts";
 import { Secret } from "../sys/secret.ts";
-import { must, reason, Scope, written } from "./crypto.ts";
+import { must, reasonOf, Scope, written } from "./crypto.ts";
+import { atOnce, beside, type Deriving } from "./derive.ts";
 import { KIND, PrivateKey, pointed, string } from "./key.ts";
 
 /** Of both key derivations: OWASP's figure of 2023 for PBKDF2 with HMAC-SHA256. The original's have 2048. */
@@ -53,7 +54,13 @@ function iterationsOf(p12: Pointer): number {
 }
 
 /** Takes as long as the file asks for: 0.2 s on a computer of today with our number of iterations. */
-export function openPkcs12(what: string, bytes: Uint8Array, password: Secret): Opened {
+export const openPkcs12 = (what: string, bytes: Uint8Array, password: Secret): Opened =>
+  atOnce(opening(what, bytes, password));
+/** The same beside the event loop. */
+export const openPkcs12Beside = (what: string, bytes: Uint8Array, password: Secret): Promise<Opened> =>
+  beside(opening(what, bytes, password));
+
+function* opening(what: string, bytes: Uint8Array, password: Secret): Deriving<Opened> {
   try {
     if (bytes.length > PKCS12_MAX) throw new Error(`${bytes.length} bytes, at most ${PKCS12_MAX}`);
     using scope = new Scope();
@@ -62,13 +69,12 @@ export function openPkcs12(what: string, bytes: Uint8Array, password: Secret): O
     const p12 = scope.own(C.d2i_PKCS12_bio(scope.bytes(bytes), null), C.PKCS12_free, "not PKCS #12");
     const iterations = iterationsOf(p12);
     const [keyAt, certificateAt] = [mem(8), mem(8)];
-    const done = pass.lend((p) => C.PKCS12_parse(p12, p, keyAt, certificateAt, null));
-    if (done !== 1) {
-      const error = BigInt(C.ERR_peek_last_error());
-      const why = reason();
+    const args = [p12, pass, keyAt, certificateAt, null];
+    const { result, error } = yield { call: "PKCS12_parse", args };
+    if (result !== 1) {
       if (((error >> 23n) & 0xffn) === ERR_LIB_PKCS12 && (error & 0x7fffffn) === MAC_VERIFY_FAILURE)
         throw new WrongPassword("the password is wrong");
-      throw new Error(why);
+      throw new Error(reasonOf(error));
     }
     using unfinished = new DisposableStack();
     const certificate = pointed(certificateAt);
@@ -88,25 +94,30 @@ export function openPkcs12(what: string, bytes: Uint8Array, password: Secret): O
 }
 
 /** As long as two key derivations take. */
-export function makePkcs12(
+export const makePkcs12 = (...of: Parameters<typeof making>): Uint8Array => atOnce(making(...of));
+/** The same beside the event loop. */
+export const makePkcs12Beside = (...of: Parameters<typeof making>): Promise<Uint8Array> =>
+  beside(making(...of));
+
+function* making(
   name: string,
   key: PrivateKey,
   certificate: Uint8Array,
   password: Secret,
-): Uint8Array {
+): Deriving<Uint8Array> {
   using scope = new Scope();
   using pass = terminated(password);
-  const x509 = C.PEM_read_bio_X509(scope.bytes(certificate), null, null, string(""));
-  const made = pass.lend((p) =>
-    C.PKCS12_create(
-      p,
-      string(name),
-      key.pointer,
-      scope.own(x509, C.X509_free, "certificate"),
-      null,
-      ...([DEFAULT, NONE, ITERATIONS, ITERATIONS, 0] as const),
-    ),
+  const x509 = scope.own(
+    C.PEM_read_bio_X509(scope.bytes(certificate), null, null, string("")) as Pointer | null,
+    C.X509_free,
+    "certificate",
   );
-  const p12 = scope.own(made, C.PKCS12_free, "PKCS12_create");
+  const friendly = lasting(Buffer.from(`${name}\0`));
+  const { result, error } = yield {
+    call: "PKCS12_create",
+    args: [pass, friendly, key.pointer, x509, null, DEFAULT, NONE, ITERATIONS, ITERATIONS, 0],
+  };
+  if (result === null) throw new Error(`PKCS12_create: ${reasonOf(error)}`);
+  const p12 = scope.own(result as Pointer, C.PKCS12_free, "PKCS12_create");
   return written((bio) => C.i2d_PKCS12_bio(bio, p12));
 }

@@ -354,6 +354,45 @@ test("a change of the PIN makes the file dearer to guess, and keeps the key", as
   expect((await ask(on(Ask.PROVISION_PIN, { token_pin: utf8("other") }))).code).toBe(Say.CHANGE_PIN_FAILED);
 }, 60_000);
 
+/** A token that takes its time to open. */
+function dear(path: string, pin: string): void {
+  using key = PrivateKey.generate("rsa:2048");
+  const certificate = certify({ subject: [["CN", "x"]], key, days: 1, extensions: [] });
+  const pem = at("dear.pem");
+  writeFileSync(pem, Buffer.concat([key.pem(), certificate]));
+  const made = Bun.spawnSync([
+    ...[
+      "openssl",
+      "pkcs12",
+      "-export",
+      "-in",
+      pem,
+      "-iter",
+      "2000000",
+      "-passout",
+      `pass:${pin}`,
+      "-out",
+      path,
+    ],
+  ]);
+  if (!made.success) throw new Error(made.stderr.toString());
+}
+
+test("while a token derives its key, others are answered, and its own requests wait their turn", async () => {
+  const token_uuid = "6f6b7def-2abe-407c-8cb9-fe4e92394f2c";
+  let over = 0;
+  const open = (pin: string) =>
+    ask({ code: Ask.UNLOCK, token_uuid, token_pin: utf8(pin), pairing_secret }).finally(() => over++);
+  dear(at(`tokens/${token_uuid}.p12`), "slow");
+  const answers = Promise.all([open("wrong"), open("slow")]);
+  for (let i = 0; i < 50; i++)
+    expect((await ask({ code: Ask.CRYPTO_HASH_BUF, hash_buf: utf8("x") })).code).toBe(Say.CRYPTO_HASH_OK);
+  expect(over).toBe(0);
+  expect(readFileSync(at(`tokens/${token_uuid}.tries`), "utf8")).toContain("all 1");
+  expect((await answers).map(({ code }) => code)).toEqual([Say.PASSWD_WRONG, Say.UNLOCK_SUCCESSFUL]);
+  expect(existsSync(at(`tokens/${token_uuid}.tries`))).toBe(false);
+}, 60_000);
+
 test("a new token: made once, with the PIN that everybody knows; removed with all that is there of it", async () => {
   const token_uuid = "6f6b7def-2abe-407c-8cb9-fe4e92394f2a";
   const [one, two] = await Promise.all([1, 2].map(() => ask({ code: Ask.TOKEN_ADD, token_uuid })));

@@ -5,7 +5,14 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { certify, type Extensions, type Name } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
-import { makePkcs12, openPkcs12, PKCS12_MAX, WrongPassword } from "../pki/pkcs12.ts";
+import {
+  makePkcs12,
+  makePkcs12Beside,
+  type Opened,
+  openPkcs12Beside,
+  PKCS12_MAX,
+  WrongPassword,
+} from "../pki/pkcs12.ts";
 import { Corrupt, macOf, unwrap, wrap } from "../pki/wrap.ts";
 import { own } from "../run/self.ts";
 import { readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
@@ -73,14 +80,15 @@ export class SoftToken implements Token {
     await removeSynced(this.folder, [`${this.uuid}.p12`, `${this.uuid}.tries`]);
   }
 
-  /** The PIN is tried, and counted, whether the token is unlocked or not. */
-  async #open(pin: Secret): Promise<ReturnType<typeof openPkcs12>> {
+  /** The PIN is tried, and counted, whether the token is unlocked or not. Deriving its key takes its time: others are
+   * answered meanwhile, this token's turn is the caller's. */
+  async #open(pin: Secret): Promise<Opened> {
     const bytes = await readBounded(this.#file, PKCS12_MAX);
     if (!bytes) throw new Error(`${this.uuid}: there is no such token`);
     await this.#tries.begin();
-    let opened: ReturnType<typeof openPkcs12>;
+    let opened: Opened;
     try {
-      opened = openPkcs12(`${this.uuid}.p12`, bytes, pin);
+      opened = await openPkcs12Beside(`${this.uuid}.p12`, bytes, pin);
     } catch (e) {
       if (e instanceof WrongPassword)
         throw new WrongPassword(`the PIN is wrong; ${await this.#tries.left()}`);
@@ -113,7 +121,7 @@ export class SoftToken implements Token {
   async changePin(pin: Secret, fresh: Secret): Promise<void> {
     const { key: opened, certificate } = await this.#open(pin);
     using key = opened;
-    await writeAtomic(this.#file, makePkcs12(FRIENDLY_NAME, key, certificate, fresh));
+    await writeAtomic(this.#file, await makePkcs12Beside(FRIENDLY_NAME, key, certificate, fresh));
   }
 
   #unlocked(): PrivateKey {
