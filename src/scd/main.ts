@@ -12,6 +12,7 @@ import { own } from "../run/self.ts";
 import { SOCK_SEQPACKET } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import type { Fd } from "../sys/fd.ts";
+import { sweep } from "../sys/file.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { accepting, bindAt } from "../sys/listen.ts";
 import { lasting, mem } from "../sys/mem.ts";
@@ -170,6 +171,7 @@ export async function main(args: string[]): Promise<number> {
   undumpable();
   const readable = [join(base, "operatingsystems"), join(base, "containers")];
   secureHeap();
+  await sweep(tokens).catch((e) => log.warn(chain(e)));
   const keys = new Tokens(tokens, values.pkcs11);
   const around: Surroundings = { tokens, readable, device, keys, gone: (uuid) => tellGone(uuid, log) };
   let connections = 0;

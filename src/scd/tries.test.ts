@@ -66,7 +66,13 @@ test("after a boot: one at once, then each wait is twice the last, at most an ho
   await tries.begin();
 });
 
-test("a file that is not ours counts as locked, in this boot", async () => {
-  writeFileSync(tries.file, "nonsense");
-  expect(tries.begin()).rejects.toThrow(LockedTillReboot);
+test("a file that is not ours, or is of the future, counts as locked, in this boot and in no other", async () => {
+  for (const text of ["nonsense", "", `boot ${BOOTS[0]}\nhere 1\nall 2\nlast 999999999999\n`]) {
+    at = { boot: BOOTS[0], seconds: 100 };
+    writeFileSync(tries.file, text);
+    await expect(tries.begin()).rejects.toThrow(LockedTillReboot);
+    at = { boot: BOOTS[1], seconds: 5 };
+    await tries.begin();
+    await expect(tries.begin()).rejects.toThrow("4 wrong PINs: the next is taken in 16 s");
+  }
 });

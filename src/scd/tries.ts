@@ -53,9 +53,15 @@ export class Tries {
     const bytes = await readBounded(this.file, FILE_MAX);
     if (!bytes) return { boot: at.boot, here: 0, all: 0, last: 0 };
     const found = FORMAT.exec(Buffer.from(bytes).toString("latin1"));
-    // Nothing of ours writes half a file: somebody else did. It counts as locked, and says so for this boot.
-    if (!found) return { boot: at.boot, here: TRIES_MAX, all: TRIES_MAX, last: at.seconds };
-    return { boot: found[1]!, here: Number(found[2]), all: Number(found[3]), last: Number(found[4]) };
+    if (found) {
+      const [, boot = "", ...numbers] = found;
+      const [here = 0, all = 0, last = 0] = numbers.map(Number);
+      if (boot !== at.boot || last <= at.seconds) return { boot, here, all, last };
+    }
+    // Nothing of ours writes half a file, or what is yet to come: somebody else did. It counts as locked, for this boot alone.
+    const locked = { boot: at.boot, here: TRIES_MAX, all: TRIES_MAX, last: at.seconds };
+    await this.#write(locked);
+    return locked;
   }
 
   /** To be called before a PIN is tried: it counts as wrong until succeeded() says otherwise. Throws if none may be. */

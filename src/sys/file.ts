@@ -1,11 +1,11 @@
 // Files that must survive a power cut: the old content or the new one, never half of it. Waiting for the disk happens
 // beside the event loop.
 import { randomBytes } from "node:crypto";
-import { constants, type FileHandle, open, readdir, rename, rm } from "node:fs/promises";
+import { constants, type FileHandle, lstat, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { ENOENT, isErrno } from "./error.ts";
 
-const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_TRUNC, O_WRONLY, O_DIRECTORY } = constants;
+const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY, O_DIRECTORY } = constants;
 
 /** `dir/.name.new`: what a power cut leaves of a write; removed by sweep(). */
 const UNFINISHED = /^\..+\.new$/;
@@ -21,7 +21,8 @@ export async function writeAtomic(path: string, content: Uint8Array | string, mo
   const fresh = join(dirname(path), `.${basename(path)}.new`);
   try {
     {
-      await using file = await open(fresh, O_CREAT | O_TRUNC | O_WRONLY | O_NOFOLLOW, mode);
+      await rm(fresh, { force: true, recursive: true }); // of an interrupted write, or whatever somebody has put there
+      await using file = await open(fresh, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, mode);
       await file.writeFile(content);
       await file.chmod(mode);
       await file.sync();
@@ -41,28 +42,28 @@ export async function removeSynced(folder: string, names: readonly string[]): Pr
 }
 
 /** Remove a file so that its bytes are gone as far as a file system can see to it: overwritten where they lie, first. A disk
- * that moves what it writes keeps them all the same. */
+ * that moves what it writes keeps them all the same. What is no file, or longer than any secret, is none of ours, and goes too. */
 export async function destroy(path: string): Promise<void> {
   try {
-    await using file = await open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK);
-    const { size } = await regular(file, path);
-    for (let at = 0; at < size; at += PIECE)
-      await file.write(randomBytes(Math.min(PIECE, size - at)), 0, null, at);
-    await file.sync();
+    const status = await lstat(path);
+    if (status.isFile()) {
+      await using file = await open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK);
+      await file.write(randomBytes(Math.min(status.size, OVERWRITTEN)), 0, null, 0);
+      await file.sync();
+    }
+    await removeSynced(dirname(path), [basename(path)]);
   } catch (cause) {
     if (isErrno(cause, ENOENT)) return;
     throw new Error(`destroy ${path}`, { cause });
   }
-  await removeSynced(dirname(path), [basename(path)]);
 }
 
-/** What is overwritten at once. */
-const PIECE = 64 * 1024;
+const OVERWRITTEN = 1 << 20;
 
 /** Remove what interrupted writes left in a folder. */
 export async function sweep(folder: string): Promise<void> {
   for (const name of await readdir(folder))
-    if (UNFINISHED.test(name)) await rm(join(folder, name), { force: true });
+    if (UNFINISHED.test(name)) await rm(join(folder, name), { force: true, recursive: true });
 }
 
 /** A regular file's bytes, if they are not more than `max`; undefined if there is no such file. */
