@@ -9,11 +9,13 @@
 // and who restores knows that it comes from somebody who has had the key. A piece is a line of JSON or bytes of a file;
 // what is only zeros is not sent. Numbers are big-endian.
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
-import { type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
+import { constants, type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { synced } from "../sys/file.ts";
+import { regular, synced } from "../sys/file.ts";
 import { Secret } from "../sys/secret.ts";
 import { RECOVERY_MAX, unwrap } from "./recovery.ts";
+
+const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
 
 const MAGIC = "CMLBACK1";
 const SALT = 32;
@@ -94,8 +96,9 @@ export async function* backup(
   yield head;
   yield sealed(ABOUT, Buffer.from(JSON.stringify(about)));
   for (const name of names) {
-    await using file = await open(join(folder, name), "r");
-    const { size } = await file.stat();
+    // A folder on a disk that was elsewhere meanwhile: no link is followed, no fifo waited for.
+    await using file = await open(join(folder, name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    const { size } = await regular(file, name);
     yield sealed(FILE, Buffer.from(JSON.stringify({ name, size } satisfies Part)));
     const piece = Buffer.alloc(PIECE + 8);
     for (let at = 0; at < size; ) {
@@ -230,12 +233,12 @@ export class Restoration implements AsyncDisposable {
     this.#file = undefined;
   }
 
-  /** All of it has come: the files get their names. The key is the caller's to end. */
-  async done(): Promise<{ about: About; key: Secret }> {
+  /** All of it has come: the files get their names. The keys are the caller's to end. */
+  async done(): Promise<{ about: About; key: Secret; recovery: Secret }> {
     if (!this.#ended || !this.#about || this.#rest.length > 0) throw new Error("the backup is cut short");
     for (const name of this.#parts) await rename(join(this.#folder, `${name}.new`), join(this.#folder, name));
     await synced(this.#folder);
-    return { about: this.#about, key: this.#key!.copy() };
+    return { about: this.#about, key: this.#key!.copy(), recovery: this.#recovery.copy() };
   }
 
   /** Remove what was begun. */

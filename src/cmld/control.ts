@@ -13,7 +13,7 @@ import { overwriteReceived } from "../sys/received.ts";
 import { Secret } from "../sys/secret.ts";
 import type { Auditor } from "./audit.ts";
 import { shownName } from "./config.ts";
-import type { ContainerLife, StartOptions } from "./container.ts";
+import type { ContainerLife } from "./container.ts";
 import type { Stored } from "./containers.ts";
 import type { Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
 import type { GuestOs, Installation, Progress } from "./guestos.ts";
@@ -68,11 +68,9 @@ export interface Daemon {
   remove(c: Known): Promise<void>;
   wipe(c: Known): Promise<void>;
   reload(): Promise<void>;
-  /** The key is taken over. */
-  start(c: Known, options: StartOptions): Promise<void>;
-  /** For the PIN of its token the key of its volumes; a wrapped key that is damaged makes it ZOMBIE. Rejects with a
-   * TokenRefused, as the next two do. */
-  unseal(c: Known, pin: Secret): Promise<Secret>;
+  /** `pin`: of its token. A wrapped key that is damaged makes it ZOMBIE. Rejects with a TokenRefused where the token gives no
+   * key, as the next two do. */
+  start(c: Known, setup: boolean, pin?: Secret): Promise<void>;
   checkPin(c: Known, pin: Secret): Promise<void>;
   changePin(c: Known, pin: Secret, fresh: Secret): Promise<void>;
   /** A PIN that somebody types at the keypad which its configuration names. */
@@ -139,7 +137,7 @@ interface Client {
   /** What guests ask for is recorded as long as it does not fill the trail. */
   recordable(): boolean;
   exec: { readonly uuid: string; readonly session: Session; room: () => void } | undefined;
-  restoring: { readonly into: Restoring; failed: unknown } | undefined;
+  restoring: { into: Restoring | undefined; failed: unknown } | undefined;
 }
 
 interface Row {
@@ -655,37 +653,36 @@ async function start(d: Daemon, r: Request, client: Client): Promise<Answer> {
   if (c.state === "ZOMBIE")
     throw new Refused(Response.CONTAINER_CTRL_EINTERNAL, `${name} is ZOMBIE: wipe it first`);
   using pin = await pinOf(d, r, c, client, START);
-  const key = pin && (await asked(d.unseal(c, pin), START));
-  await d.start(c, { setup: r.container_start_params?.setup ?? false, key });
+  await asked(d.start(c, r.container_start_params?.setup ?? false, pin), START);
   return response(Response.CONTAINER_START_OK);
 }
 
-/** IMPORT messages, until an empty one; what comes after a failure is thrown away. */
+/** IMPORT messages, until an empty one, which is the one that is answered; what comes after a failure is thrown away. */
 async function restore(d: Daemon, r: Request, c: Client): Promise<Answer | undefined> {
   const last = r.import_data === undefined || r.import_data.length === 0;
+  c.restoring ??= { into: undefined, failed: undefined };
+  const { restoring } = c;
   try {
-    if (!c.restoring) {
-      const recovery = Secret.take(need(r.container_start_params?.key, "the recovery key"));
-      c.restoring = { into: await d.restore(recovery), failed: undefined };
-      const abandoned = c.restoring;
-      c.peer.gone.addEventListener("abort", () => void abandoned.into.abort(), { once: true });
-    }
-    const { restoring } = c;
-    if (restoring.failed === undefined && !last) await restoring.into.push(r.import_data!);
-    if (!last) return undefined;
     if (restoring.failed !== undefined) throw restoring.failed;
+    if (!restoring.into) {
+      const into = await d.restore(Secret.take(need(r.container_start_params?.key, "the recovery key")));
+      restoring.into = into;
+      c.peer.gone.addEventListener("abort", () => void into.abort(), { once: true });
+      if (c.peer.gone.aborted) await into.abort();
+    }
+    if (!last) {
+      await restoring.into.push(r.import_data!);
+      return undefined;
+    }
     const made = await restoring.into.done();
     c.restoring = undefined;
     return { ...OK, container_uuids: [made.uuid] };
   } catch (e) {
-    const { restoring } = c;
-    await restoring?.into.abort();
-    if (last || !restoring) {
-      c.restoring = undefined;
-      throw e;
-    }
-    restoring.failed ??= e;
-    return undefined;
+    await restoring.into?.abort();
+    restoring.failed = e;
+    if (!last) return undefined;
+    c.restoring = undefined;
+    throw e;
   }
 }
 
@@ -956,7 +953,9 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
                 `the answer has ${message.length} bytes, more than a message may have`,
               ),
             );
-          return peer.send(message);
+          const sent = peer.send(message); // copied
+          if (answer.export_data) message.fill(0); // perhaps a recovery key
+          return sent;
         },
       };
       clients.set(peer, c);

@@ -13,16 +13,17 @@ import { C0 } from "../lib/uuid.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
-import { destroy, removeSynced, writeAtomic } from "../sys/file.ts";
+import { destroy, removeSynced, sweep, writeAtomic } from "../sys/file.ts";
 import type { Log } from "../sys/journal.ts";
 import { now } from "../sys/now.ts";
 import { SIGINT } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
 import type { Auditor, Meta, Outcome } from "./audit.ts";
+import { Restoration } from "./backup.ts";
 import { Clock } from "./clock.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
-import { type BoundGuestOs, Container, type StartOptions, type Surroundings } from "./container.ts";
+import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
 import { Containers, type Draft, type Stored, type Taken, uidStart } from "./containers.ts";
 import type { Daemon, Known, LogPiece, LogSource, Restoring, StateEvent } from "./control.ts";
 import { isVolumeFile, KEY_BYTES, modeOf, STACKED } from "./crypt.ts";
@@ -45,7 +46,15 @@ import { Supervisor } from "./modules/seccomp/supervisor.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { imageName, volumeFile, volumeSize } from "./modules/volumes.ts";
 import { typedPin } from "./pinpad.ts";
-import { keyWithoutToken, makeRecoveryKey, recovered, restoration, save, settle } from "./saving.ts";
+import {
+  keyWithoutToken,
+  makeRecoveryKey,
+  type Owner,
+  recovered,
+  restoringFolder,
+  save,
+  settle,
+} from "./saving.ts";
 import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
@@ -138,6 +147,7 @@ export class Manager implements Daemon {
   #deviceUuid: string | undefined;
   /** core0 has ended, or somebody wants us to: nothing is started any more. */
   #ending = false;
+  #toEnd = Promise.withResolvers<void>();
   #how: End = "power off";
 
   constructor(machine: Machine) {
@@ -210,6 +220,8 @@ export class Manager implements Daemon {
     await this.#adopt();
     for (const name of this.#m.store.names()) this.#m.store.forget(name); // of containers that are gone
     await this.#oses.purge();
+    await rm(restoringFolder(host.base), { recursive: true, force: true }); // interrupted
+    if (existsSync(join(host.base, "keys"))) await sweep(join(host.base, "keys"));
     log.info(
       `loaded ${this.#all.size} containers, ${this.#oses.all().length} guest operating systems` +
         (this.#provisioned ? ", provisioned" : ""),
@@ -259,7 +271,7 @@ export class Manager implements Daemon {
       const draft = this.#store.draft(Buffer.from(CORE0(this.#m.device.c0os)));
       core0 = this.#add(await this.#store.create(draft, undefined, C0));
     }
-    if (!isUp(core0.state)) await this.start(core0, { setup: false });
+    if (!isUp(core0.state)) await this.start(core0, false);
   }
 
   async #autostart(): Promise<void> {
@@ -270,7 +282,7 @@ export class Manager implements Daemon {
         this.#m.log.warn(`${shownName(c.config.name)}: not started: its token needs a PIN`);
         continue;
       }
-      await this.start(c, { setup: false }).catch((e) => this.#m.log.error(chain(e)));
+      await this.start(c, false).catch((e) => this.#m.log.error(chain(e)));
     }
   }
 
@@ -332,10 +344,19 @@ export class Manager implements Daemon {
 
   /** core0 ends: every other container ends, then the machine. */
   async #everything(): Promise<void> {
-    this.#ending = true;
+    this.#beginEnd();
     await this.#stopAll();
     this.#m.log.info(`all containers have stopped: ${this.#how}`);
     this.#m.end(this.#how);
+  }
+
+  #refuseAtEnd(): void {
+    if (this.#ending) throw new Error("everything is being stopped");
+  }
+
+  #beginEnd(): void {
+    this.#ending = true;
+    this.#toEnd.resolve();
   }
 
   /** Stop all containers, core0 last; each is killed when its time is over. */
@@ -362,7 +383,7 @@ export class Manager implements Daemon {
       await Promise.all([...this.#all.values()].map((c) => c.kill()));
       return;
     }
-    this.#ending = true;
+    this.#beginEnd();
     await this.#stopAll();
   }
 
@@ -391,8 +412,12 @@ export class Manager implements Daemon {
     return found;
   }
 
+  #imageDir(uuid: string): string {
+    return join(this.#m.host.base, "containers", uuid);
+  }
+
   #add(stored: Stored): Managed {
-    const c = new Managed(stored, this.#around, join(this.#m.host.base, "containers", stored.uuid));
+    const c = new Managed(stored, this.#around, this.#imageDir(stored.uuid));
     this.#all.set(stored.uuid, c);
     return c;
   }
@@ -479,14 +504,31 @@ export class Manager implements Daemon {
     return os;
   }
 
-  async create(source: Uint8Array, signed?: Signature): Promise<Known> {
+  create(source: Uint8Array, signed?: Signature): Promise<Known> {
+    return this.#create(source, signed);
+  }
+
+  /** `restored`: its volumes, before anybody can start it. */
+  async #create(
+    source: Uint8Array,
+    signed?: Signature,
+    restored?: { readonly folder: string; settle(c: Owner): Promise<void> },
+  ): Promise<Managed> {
     await this.trust.container(source, signed);
     const draft = this.#store.draft(source);
-    await this.#check(draft);
+    await this.#check(draft, restored?.folder);
     devices.checkClaims({ host: this.#m.host, uuid: "" }, draft.config);
     if ([...this.#all.values()].some((c) => c.config.name === draft.config.name))
       this.#m.log.warn(`a container named ${shownName(draft.config.name)} exists already: name them by uuid`);
-    const c = this.#add(await this.#store.create(draft, signed));
+    const stored = await this.#store.create(draft, signed);
+    try {
+      await restored?.settle({ uuid: stored.uuid, imageDir: this.#imageDir(stored.uuid) });
+    } catch (e) {
+      await this.#store.remove(stored.uuid);
+      await forgetKey(join(this.#m.host.base, "keys"), stored.uuid).catch(() => {}); // why it failed is to be told
+      throw e;
+    }
+    const c = this.#add(stored);
     await hotplug.reconsider(); // a token is kept from others from now on
     await this.#rebind(c);
     this.#newToken(c);
@@ -543,7 +585,8 @@ export class Manager implements Daemon {
       await c.kill();
       await forgetKey(join(this.#m.host.base, "keys"), c.uuid);
       await this.#tokens.destroy(c); // first: a wipe that is interrupted has wiped what matters
-      await removeSynced(c.imageDir, (await readdir(c.imageDir)).filter(isVolumeFile));
+      if (existsSync(c.imageDir))
+        await removeSynced(c.imageDir, (await readdir(c.imageDir)).filter(isVolumeFile));
       this.#newToken(c);
       if (c.state === "ZOMBIE") c.mark("STOPPED");
       this.#record("SSA", "container-wipe", c);
@@ -600,9 +643,9 @@ export class Manager implements Daemon {
     }
   }
 
-  async unseal(known: Known, pin: Secret): Promise<Secret> {
-    const c = this.#managed(known);
-    return await this.#withToken(c, "unlock-successful", this.#tokens.open(c, pin));
+  /** In its turn, as everything that uses the key: one that is wiped meanwhile must not get volumes with a key that is gone. */
+  #unsealed(c: Managed, pin: Secret): Promise<Secret> {
+    return this.#withToken(c, "unlock-successful", this.#tokens.open(c, pin));
   }
 
   async checkPin(known: Known, pin: Secret): Promise<void> {
@@ -610,10 +653,12 @@ export class Manager implements Daemon {
     await this.#withToken(c, "unlock-successful", this.#tokens.check(c, pin));
   }
 
-  async changePin(known: Known, pin: Secret, fresh: Secret): Promise<void> {
-    const c = this.#managed(known);
-    await this.#withToken(c, "container-change-pin", this.#tokens.changePin(c, pin, fresh));
-    this.#m.log.info(`${shownName(c.config.name)}: its PIN was changed`);
+  changePin(known: Known, pin: Secret, fresh: Secret): Promise<void> {
+    return this.#turns.take(known.uuid, async () => {
+      const c = this.#managed(known);
+      await this.#withToken(c, "container-change-pin", this.#tokens.changePin(c, pin, fresh));
+      this.#m.log.info(`${shownName(c.config.name)}: its PIN was changed`);
+    });
   }
 
   typedPin(known: Known, gone: AbortSignal): Promise<Secret> {
@@ -624,19 +669,21 @@ export class Manager implements Daemon {
 
   /** The key of its volumes: for its token's PIN, or cmld's own. */
   async #keyOf(c: Managed, pin: Secret | undefined): Promise<Secret> {
-    if (pin) return this.unseal(c, pin);
+    if (pin) return this.#unsealed(c, pin);
     if (hasToken(c)) throw new Error(`${shownName(c.config.name)}: its token needs a PIN`);
     return keyWithoutToken(this.#m.host.base, c, (line) =>
       this.#m.log.warn(`${shownName(c.config.name)}: ${line}`),
     );
   }
 
-  async recoveryKey(known: Known, pin: Secret | undefined): Promise<Secret> {
-    const c = this.#managed(known);
-    using key = await this.#keyOf(c, pin);
-    const recovery = await makeRecoveryKey(this.#m.host.base, c, key);
-    this.#record("SSA", "container-recovery-key", c);
-    return recovery;
+  recoveryKey(known: Known, pin: Secret | undefined): Promise<Secret> {
+    return this.#turns.take(known.uuid, async () => {
+      const c = this.#managed(known);
+      using key = await this.#keyOf(c, pin);
+      const recovery = await makeRecoveryKey(this.#m.host.base, c, key);
+      this.#record("SSA", "container-recovery-key", c);
+      return recovery;
+    });
   }
 
   save(
@@ -650,7 +697,7 @@ export class Manager implements Daemon {
       if (!still) throw new Error(`${shownName(c.config.name)} is ${c.state}: stop it first`);
       const { base } = this.#m.host;
       using key = await (by.recovery ? recovered(base, c, by.recovery) : this.#keyOf(c, by.pin));
-      const folder = join(this.#m.host.base, "containers");
+      const folder = join(base, "containers");
       const signed = this.#m.device.signed_configs ? await signatureOf(folder, c.uuid) : undefined;
       const about = {
         config: await readFile(join(folder, `${c.uuid}.conf`), "utf8"),
@@ -659,47 +706,57 @@ export class Manager implements Daemon {
           certificate: Buffer.from(signed.certificate).toString("base64"),
         }),
       };
-      for await (const piece of save(this.#m.host.base, c, about, key)) await to(piece);
+      for await (const piece of save(base, c, about, key)) {
+        this.#refuseAtEnd();
+        await Promise.race([to(piece), this.#toEnd.promise]); // its client may stand still
+      }
       this.#record("SSA", "container-export", c);
     });
   }
 
   #restoring = false;
 
-  async restore(recovery: Secret): Promise<Restoring> {
+  async restore(given: Secret): Promise<Restoring> {
     if (this.#restoring) {
-      recovery[Symbol.dispose]();
+      given[Symbol.dispose]();
       throw new Error("another backup is being restored");
     }
     this.#restoring = true;
     const { base } = this.#m.host;
-    const again = recovery.copy(); // its words open the restored container's next backup as well
-    const coming = await restoration(base, recovery);
+    let coming: Restoration | undefined = new Restoration(restoringFolder(base), given);
     const end = async () => {
-      if (!this.#restoring) return;
+      await coming?.[Symbol.asyncDispose]();
+      coming = undefined;
       this.#restoring = false;
-      again[Symbol.dispose]();
-      await coming[Symbol.asyncDispose]();
     };
+    /** One after the other: the client may go while a piece is being written. Nothing once it is over. */
+    const inTurn = <T>(work: (coming: Restoration) => Promise<T>): Promise<T> =>
+      this.#turns.take("restoring", async () => {
+        if (!coming) throw new Error("it is over");
+        return await work(coming);
+      });
     return {
-      push: (piece) => coming.push(piece),
-      done: async () => {
-        const { about, key: opened } = await coming.done();
-        using key = opened;
-        const signature = about.signature && Buffer.from(about.signature, "base64");
-        const certificate = about.certificate && Buffer.from(about.certificate, "base64");
-        const signed = signature && certificate ? { signature, certificate } : undefined;
-        const c = this.#managed(await this.create(Buffer.from(about.config), signed));
-        await settle(base, c, key, again);
-        this.#record("SSA", "container-import", c);
-        await end();
-        return c;
-      },
-      abort: async () => {
-        if (!this.#restoring) return;
-        await coming.abort();
-        await end();
-      },
+      push: (piece) => inTurn((coming) => coming.push(piece)),
+      done: () =>
+        inTurn(async (coming) => {
+          const { about, key: opened, recovery: words } = await coming.done();
+          using key = opened;
+          using recovery = words; // opens the restored container's next backup as well
+          const signature = about.signature && Buffer.from(about.signature, "base64");
+          const certificate = about.certificate && Buffer.from(about.certificate, "base64");
+          const c = await this.#create(
+            Buffer.from(about.config),
+            signature && certificate ? { signature, certificate } : undefined,
+            { folder: restoringFolder(base), settle: (owner) => settle(base, owner, key, recovery) },
+          );
+          this.#record("SSA", "container-import", c);
+          await end();
+          return c;
+        }),
+      abort: () =>
+        inTurn((coming) => coming.abort().finally(end)).catch((e) =>
+          this.#m.log.info(`what was restored: ${chain(e)}`),
+        ),
     };
   }
 
@@ -722,21 +779,23 @@ export class Manager implements Daemon {
     }
   }
 
-  start(known: Known, options: StartOptions): Promise<void> {
+  start(known: Known, setup: boolean, pin?: Secret): Promise<void> {
     return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
+      this.#refuseAtEnd();
+      const key = pin && (await this.#unsealed(c, pin));
       try {
-        if (this.#ending) throw new Error("everything is being stopped");
+        this.#refuseAtEnd();
         await this.#rebind(c);
         await this.#noteVersion(c);
         await modulesLoaded(c.isC0 ? "core" : "guests");
       } catch (e) {
-        options.key?.[Symbol.dispose]();
+        key?.[Symbol.dispose]();
         throw e;
       }
       const what = c.isC0 ? "c0-start" : "container-start";
       try {
-        await c.start(options);
+        await c.start({ setup, key });
         this.#record("SSA", what, c);
       } catch (e) {
         this.#m.log.error(chain(e));
@@ -929,17 +988,20 @@ export class Manager implements Daemon {
   async wipeDevice(): Promise<void> {
     const { host, log } = this.#m;
     const before = this.#ending;
-    this.#ending = true;
+    this.#beginEnd();
     try {
-      await Promise.all([...this.#all.values()].map((c) => c.kill()));
+      const all = [...this.#all.values()];
+      await Promise.all(all.map((c) => c.kill()));
+      await Promise.all(all.map((c) => this.#turns.over(c.uuid))); // a start that waits for its token
       forgetImages(join(host.base, "operatingsystems/"));
       // Keys first: without them the rest is noise.
       for (const folder of ["keys", "tokens"]) await destroyAll(join(host.base, folder));
-      for (const folder of ["containers", "operatingsystems"])
+      for (const folder of ["containers", "operatingsystems", "restoring"])
         await rm(join(host.base, folder), { recursive: true, force: true });
       for (const file of await retrievable(host.logs)) await removeOld(host.logs, file);
     } finally {
       this.#ending = before;
+      if (!before) this.#toEnd = Promise.withResolvers();
     }
     await this.audit?.wipe();
     this.audit?.record("SSA", "GENERIC", "wipe-device");

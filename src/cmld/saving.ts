@@ -1,12 +1,12 @@
 // Recovery keys, backups and what is restored from them, for the daemon: which key, which files, where to. What a backup is
 // made of is in backup.ts.
 import { existsSync } from "node:fs";
-import { mkdir, readdir, rename, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { mkdir, readdir, rename } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { readBounded, synced, writeAtomic } from "../sys/file.ts";
 import { seal } from "../sys/sealed.ts";
 import { Secret } from "../sys/secret.ts";
-import { type About, backup, isPart, Restoration } from "./backup.ts";
+import { type About, backup, isPart } from "./backup.ts";
 import { STACKED } from "./crypt.ts";
 import { heldKey } from "./keys.ts";
 import { RECOVERY_BYTES, RECOVERY_MAX, unwrap, wrap } from "./recovery.ts";
@@ -59,24 +59,15 @@ export async function* save(
   yield* backup({ version: 1, uuid: c.uuid, ...about }, key, wrapped, c.imageDir, names);
 }
 
-/** Where a restoration keeps its files until it is whole; one at a time, and what an interrupted one left goes first. */
-export async function restoration(base: string, recovery: Secret): Promise<Restoration> {
-  const folder = join(base, "restoring");
-  await rm(folder, { recursive: true, force: true });
-  return new Restoration(folder, recovery);
-}
+/** Where a restoration keeps its files until it is whole; one at a time. */
+export const restoringFolder = (base: string): string => join(base, "restoring");
 
-/** Give a container that was just created the volumes of a whole restoration, and their keys: by its token's first PIN
- * the key becomes the token's. */
+/** Give a container that was just created, and has an empty folder, the volumes of a whole restoration, and their keys: by its
+ * token's first PIN the key becomes the token's. */
 export async function settle(base: string, c: Owner, key: Secret, recovery: Secret): Promise<void> {
-  const from = join(base, "restoring");
   await mkdir(keysOf(base), { recursive: true, mode: 0o700 });
   await writeAtomic(join(keysOf(base), `${c.uuid}.sealed`), seal(key, c.uuid));
   await writeAtomic(recoveryFile(base, c.uuid), wrap(key, recovery));
-  // The data comes last: until then the volume does not count as there.
-  const names = (await readdir(from)).sort((a, b) => Number(isData(a)) - Number(isData(b)));
-  for (const name of names) await rename(join(from, name), join(c.imageDir, name));
-  await synced(c.imageDir);
-  await rm(from, { recursive: true });
+  await rename(restoringFolder(base), c.imageDir); // all of them at once
+  await synced(dirname(c.imageDir));
 }
-const isData = (name: string): boolean => /(?<!\.meta)\.img$|\.made$/.test(name);

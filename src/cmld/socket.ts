@@ -272,6 +272,7 @@ class Connection implements Peer {
       const n = this.#socket.write(first);
       if (n < 0) return; // the close event follows
       this.#queued -= n;
+      first.fill(0, 0, n); // perhaps a recovery key
       if (n < first.length) {
         this.#out[0] = first.subarray(n);
         break;

@@ -4,7 +4,7 @@
 // keys/<uuid>.key has the key as the token has wrapped it, keys/<uuid>.mac the token's proof that it did, and
 // token_is_paired in the container's folder says that somebody has set a PIN. None of them opens anything without the token.
 
-import { existsSync } from "node:fs";
+import { existsSync, lstatSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import {
@@ -77,6 +77,7 @@ const REFUSALS: Partial<Record<TokenToDaemon.Code, Reason>> = {
 export class Tokens {
   readonly #scd: Scd;
   readonly #keys: string;
+  readonly #tokens: string;
   /** One dialogue with a token after the other. */
   readonly #turns = new Turns();
 
@@ -84,6 +85,7 @@ export class Tokens {
   constructor(scd: Scd, base: string) {
     this.#scd = scd;
     this.#keys = join(base, "keys");
+    this.#tokens = join(base, "tokens");
   }
 
   async #ask(
@@ -116,6 +118,13 @@ export class Tokens {
   }
 
   async #add(c: Protected): Promise<void> {
+    const file = join(this.#tokens, `${c.uuid}.p12`);
+    const soft = c.config.token_type === ContainerTokenType.SOFT;
+    if (soft && this.hasKey(c) && !lstatSync(file, { throwIfNoEntry: false }))
+      throw new TokenRefused(
+        "uninitialised",
+        `${file} is gone, and a new token opens nothing: wipe it to begin anew`,
+      );
     await this.#ask(c, Say.TOKEN_ADD_SUCCESSFUL, { code: Ask.TOKEN_ADD });
   }
 
@@ -299,6 +308,8 @@ export class Tokens {
       for (const extension of ["key", "mac"]) await destroy(join(this.#keys, `${c.uuid}.${extension}`));
       if (existsSync(c.imageDir)) await removeSynced(c.imageDir, [PAIRED]);
       if (!hasToken(c)) return;
+      // Ours to do: scd could not where somebody has changed the owner of a file.
+      for (const extension of ["p12", "tries"]) await destroy(join(this.#tokens, `${c.uuid}.${extension}`));
       await this.#ask(c, Say.TOKEN_REMOVE_SUCCESSFUL, { code: Ask.TOKEN_REMOVE });
     });
   }

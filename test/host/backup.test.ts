@@ -1,12 +1,16 @@
 // Recovery keys and backups through the real cmld and control. The images are bytes that nobody mounts: what is in them is
 // tested in a machine (test/machine/crypt.test.ts).
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
 import {
   existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
+  rmSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
@@ -64,13 +68,13 @@ const files = (uuid: string): Map<string, Uint8Array> =>
       .map((name) => [name, readFileSync(at("containers", uuid, name))]),
   );
 
-async function saved(): Promise<Buffer> {
-  c.send(Command.EXPORT, on(WEB));
+async function saved(uuid = WEB): Promise<Buffer> {
+  c.send(Command.EXPORT, on(uuid));
   const pieces: Uint8Array[] = [];
   for (;;) {
     const a = await c.next();
     if (a.code !== Code.EXPORT_DATA) {
-      expect(a.error_text).toBe(undefined as never);
+      if (a.error_text !== undefined) throw new Error(a.error_text);
       return Buffer.concat(pieces);
     }
     pieces.push(a.export_data!);
@@ -151,3 +155,103 @@ test("control shows the key once, as words; a client that goes away leaves nothi
     "a word of the recovery key is wrong",
   );
 }, 60_000);
+
+const send = (client: Client, backup: Uint8Array, recovery: Uint8Array, from = 0, to = backup.length) => {
+  for (let i = from; i < to; i += 50_000)
+    client.send(Command.IMPORT, {
+      import_data: backup.subarray(i, Math.min(i + 50_000, to)),
+      ...(i === 0 && { container_start_params: { key: recovery } }),
+    });
+};
+const END = { import_data: new Uint8Array(0) };
+const listed = async () => (await c.ask(Command.LIST_CONTAINERS)).container_uuids;
+
+test("who fails and hangs up, or comes too late, does not disturb another; each hears one answer", async () => {
+  const [uuid] = await listed();
+  const { export_data: recovery } = await c.ask(Command.RECOVERY_KEY, on(uuid!));
+  const backup = await saved(uuid);
+  const before = await listed();
+  const bad = await cmld.client();
+  const damaged = Buffer.from(backup);
+  damaged[5000]! ^= 1;
+  send(bad, damaged, recovery!);
+  using good = await cmld.client();
+  while (existsSync(at("restoring"))) await Bun.sleep(5); // another process gives up
+  await bad.ask(Command.GET_PROVISIONED); // and has thrown away the rest
+  send(good, backup, recovery!, 0, 200_000);
+  while (!existsSync(at("restoring"))) await Bun.sleep(5); // another process begins
+  using late = await cmld.client();
+  send(late, backup, recovery!);
+  expect((await late.ask(Command.IMPORT, END)).error_text).toBe("another backup is being restored");
+  expect((await late.ask(Command.GET_PROVISIONED)).code).toBe(Code.DEVICE_PROVISIONED_STATE);
+  bad[Symbol.dispose]();
+  await c.ask(Command.GET_PROVISIONED);
+  send(good, backup, recovery!, 200_000);
+  const { container_uuids: made, error_text } = await good.ask(Command.IMPORT, END);
+  expect(error_text).toBe(undefined as never);
+  expect(files(made[0]!)).toEqual(images);
+  expect(await listed()).toEqual([...before, made[0]!]);
+  expect(await c.say(Command.REMOVE_CONTAINER, on(made[0]!))).toContain("CMD_OK");
+}, 60_000);
+
+test("who hangs up with the last word gets the whole container or none; one that cannot be stored leaves nothing", async () => {
+  const [uuid] = await listed();
+  const { export_data: recovery } = await c.ask(Command.RECOVERY_KEY, on(uuid!));
+  const backup = await saved(uuid);
+  const before = await listed();
+  for (let i = 0; i < 8; i++) {
+    const gone = await cmld.client();
+    send(gone, backup, recovery!);
+    gone.send(Command.IMPORT, END);
+    await new Promise<void>((sent) => gone.socket.end(sent));
+    if (i % 2 === 0) gone[Symbol.dispose]();
+    using next = await cmld.client();
+    let word: string | undefined;
+    do
+      word = (await next.ask(Command.IMPORT, { ...END, container_start_params: { key: recovery! } }))
+        .error_text;
+    while (word === "another backup is being restored");
+    expect(word).toBe("the backup is cut short");
+    for (const made of (await listed()).filter((u) => !before.includes(u))) {
+      expect(files(made)).toEqual(images);
+      expect(await c.say(Command.REMOVE_CONTAINER, on(made))).toContain("CMD_OK");
+    }
+  }
+  const kept = readdirSync(at("containers"));
+  renameSync(at("keys"), at("keys.away"));
+  writeFileSync(at("keys"), "");
+  expect((await restore(backup, recovery!)).error_text).toContain("EEXIST");
+  rmSync(at("keys"));
+  renameSync(at("keys.away"), at("keys"));
+  expect(await listed()).toEqual(before);
+  expect(readdirSync(at("containers"))).toEqual(kept);
+  expect(existsSync(at("restoring"))).toBe(false);
+}, 60_000);
+
+test("no link is followed into a backup, and no fifo waited for", async () => {
+  const [uuid] = await listed();
+  const image = at("containers", uuid!, "data.img");
+  renameSync(image, `${image}.away`);
+  symlinkSync("/etc/hostname", image);
+  expect(await saved(uuid).catch(String)).toContain("ELOOP");
+  rmSync(image);
+  spawnSync("mkfifo", [image]);
+  expect(await saved(uuid).catch(String)).toContain("data.img: not a regular file");
+  rmSync(image);
+  renameSync(`${image}.away`, image);
+});
+
+test("an export that nobody takes does not hold up the end; what an interrupted import left is gone afterwards", async () => {
+  const [uuid] = await listed();
+  writeFileSync(at("containers", uuid!, "data.img"), new Chance(SEED).bytes(8 << 20));
+  mkdirSync(at("restoring"));
+  const still = await cmld.client();
+  still.socket.pause();
+  still.send(Command.EXPORT, on(uuid!));
+  using other = await cmld.client();
+  await other.ask(Command.GET_PROVISIONED);
+  expect(await cmld.end("SIGTERM")).toBe(0);
+  await cmld.start();
+  expect(existsSync(at("restoring"))).toBe(false);
+  still[Symbol.dispose]();
+}, 30_000);

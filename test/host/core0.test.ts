@@ -116,7 +116,7 @@ test("core0 comes first, then those that want it; its end is the end of all", as
   await d.manager.container(C0)!.kill();
   expect(await d.ended).toBe("power off");
   expect(d.manager.containers().map((c) => c.state)).toEqual(["STOPPED", "STOPPED", "STOPPED"]);
-  await expect(d.manager.start(d.manager.container(IDLE)!, { setup: false })).rejects.toThrow(
+  await expect(d.manager.start(d.manager.container(IDLE)!, false)).rejects.toThrow(
     "everything is being stopped",
   );
 }, 30_000);

@@ -1,0 +1,77 @@
+// What a token protects, with somebody in the way: two clients at once, files of tokens/, keys/ and
+// containers/ that were changed while the machine was off.
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { chownSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { ContainerState } from "../../proto/gen/proto.js";
+import { type Client, Cmld, Command } from "./daemon.ts";
+
+const WEB = "f815386c-25b6-4a09-9ee4-4b65b977f167";
+const PIN = Buffer.from("newpin1");
+
+let cmld: Cmld;
+let base: string;
+let c: Client;
+const at = (...parts: string[]) => join(base, ...parts);
+const web = { container_uuids: [WEB] };
+const withPin = (key: Uint8Array = PIN) => ({ ...web, container_start_params: { key } });
+const ofWeb = (folder: string) => readdirSync(at(folder)).filter((name) => name.startsWith(WEB));
+
+/** web as it is after its first start. */
+function paired(): void {
+  mkdirSync(at("containers", WEB), { recursive: true });
+  writeFileSync(at("containers", WEB, "token_is_paired"), "");
+  copyFileSync(`test/data/tokens/${WEB}.p12`, at(`tokens/${WEB}.p12`));
+  copyFileSync(`test/data/tokens/${WEB}.key`, at(`keys/${WEB}.key`));
+}
+
+beforeAll(async () => {
+  cmld = await Cmld.begin(undefined, {
+    async prepare(folder) {
+      base = folder;
+      for (const name of ["containers", "keys", "tokens"]) mkdirSync(at(name), { recursive: true });
+      writeFileSync(
+        at(`containers/${WEB}.conf`),
+        'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
+      );
+      paired();
+    },
+  });
+  c = await cmld.client();
+}, 60_000);
+afterAll(async () => {
+  c[Symbol.dispose]();
+  await cmld[Symbol.asyncDispose]();
+});
+
+test("without its token a container is refused, and no other token is made in its place", async () => {
+  rmSync(at(`tokens/${WEB}.p12`));
+  expect(await c.say(Command.CONTAINER_START, withPin())).toMatch(
+    /^CONTAINER_START_TOKEN_UNINIT: .*\.p12 is gone, and a new token opens nothing: wipe it/,
+  );
+  expect(ofWeb("tokens")).toEqual([]);
+  paired();
+});
+
+test("a start, a recovery key and a wipe at once: nothing runs with a key that is gone, and none is left", async () => {
+  chownSync(at(`tokens/${WEB}.p12`), 1000, 1000); // scd cannot remove what belongs to nobody that it knows
+  using second = await cmld.client();
+  using third = await cmld.client();
+  const said = await Promise.all([
+    c.say(Command.CONTAINER_START, withPin()),
+    second.say(Command.RECOVERY_KEY, withPin()),
+    third.say(Command.CONTAINER_WIPE, web),
+  ]);
+  expect(said[2]).toBe("CMD_OK");
+  expect(ofWeb("keys")).toEqual([]);
+  const { state } = (await c.ask(Command.GET_CONTAINER_STATUS, web)).container_status[0]!;
+  expect(ContainerState[state]!).toBe("STOPPED");
+}, 60_000);
+
+test("a container whose folder is gone can be wiped and removed", async () => {
+  rmSync(at("containers", WEB), { recursive: true });
+  expect(await c.say(Command.CONTAINER_WIPE, web)).toBe("CMD_OK");
+  expect(await c.say(Command.REMOVE_CONTAINER, web)).toBe("CMD_OK");
+  for (const folder of ["containers", "keys", "tokens"]) expect(ofWeb(folder)).toEqual([]);
+  expect(existsSync(at("restoring"))).toBe(false);
+}, 60_000);
