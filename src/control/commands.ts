@@ -20,7 +20,7 @@ import type { Secret } from "../sys/secret.ts";
 import { type Call, type Container, find, isOk, reason, stateWord } from "./answer.ts";
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
-import { type Colours, duration, harmless, named, size, table } from "./print.ts";
+import { type Colours, duration, harmless, isTerminal, named, size, table } from "./print.ts";
 import { ProgressLine } from "./progress.ts";
 
 const { Command } = ControllerToDaemon;
@@ -389,6 +389,7 @@ async function changePin(call: Call): Promise<number> {
   using fresh = await input.secret("New Password: ");
   using again = await input.secret("Re-enter New Password: ");
   if (!again.equals(fresh)) throw new Error("Passwords don't match!");
+  if (fresh.length === 0 && (await isTerminal(0))) throw new Error("an empty password is none");
   using secrets = new DisposableStack();
   const m = await connection.ask({
     command: Command.CONTAINER_CHANGE_TOKEN_PIN,

@@ -1,6 +1,8 @@
 // Recovery keys and backups at the terminal: a recovery key is shown once; a backup goes to a file that nobody else may
 // read, and is there whole or not at all.
 import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { constants } from "node:os";
+import { basename, dirname, join } from "node:path";
 import { renderUnicodeCompact } from "uqr";
 import { ControllerToDaemon, DaemonToController } from "../../proto/gen/proto.js";
 import { fromWords, words } from "../lib/words.ts";
@@ -8,7 +10,7 @@ import { out } from "../sys/output.ts";
 import { type Call, type Container, isOk } from "./answer.ts";
 import type { Connection } from "./client.ts";
 import { named } from "./print.ts";
-import { Input } from "./terminal.ts";
+import { FATAL, Input } from "./terminal.ts";
 
 const { Command } = ControllerToDaemon;
 const { Code } = DaemonToController;
@@ -26,8 +28,13 @@ export async function recoveryKey(call: Call, connection: Connection, container:
     await out(`${text}\n`);
     return 0;
   }
+  const code = renderUnicodeCompact(text, { border: QUIET_ZONE });
+  const fits = code.indexOf("\n") <= (process.stdout.columns || Number.POSITIVE_INFINITY);
+  const how = fits
+    ? "Write it down or photograph it"
+    : "Write it down (a code does not fit on this terminal)";
   await out(
-    `recovery key of ${named(container.name)}:\n\n    ${text}\n\n${renderUnicodeCompact(text, { border: QUIET_ZONE })}\n\nWrite it down or photograph it, and keep it away from the device: it is shown only now.\n`,
+    `recovery key of ${named(container.name)}:\n\n    ${text}\n\n${fits ? `${code}\n\n` : ""}${how}, and keep it away from the device: it is shown only now.\n`,
   );
   return 0;
 }
@@ -40,8 +47,14 @@ export async function typed(call: Call): Promise<Uint8Array> {
 }
 
 export async function save(call: Call, connection: Connection, path: string): Promise<number> {
-  const fresh = `${path}.new`;
-  const fd = openSync(fresh, "w", 0o600);
+  // A name of its own: whatever is there already is neither in its way nor written to.
+  const fresh = join(dirname(path), `.${basename(path)}.${process.pid}.new`);
+  const fd = openSync(fresh, "wx", 0o600);
+  for (const signal of FATAL)
+    process.on(signal, () => {
+      rmSync(fresh, { force: true });
+      process.exit(128 + constants.signals[signal]);
+    });
   let bytes = 0;
   try {
     for (;;) {

@@ -1,5 +1,8 @@
 // At a real terminal: what is shown, what is hidden, and that its settings come back on every way out.
 import { expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import {
   ContainerState,
   ContainerTokenType,
@@ -252,4 +255,52 @@ test("run: a daemon that goes away gives the settings back", async () => {
   await user.sees("error receiving message");
   expect(user.text).toStartWith("half a li");
   expect(user.settings).toEqual(settings);
+});
+
+test("Enter, or the end of the input, is no new password", async () => {
+  using daemon = daemonWith(startOk);
+  await using user = seat(daemon, "change_pin", "web");
+  await user.sees("Current Password: ");
+  user.type("trustme\n");
+  await user.sees("New Password: ");
+  user.type("\n");
+  await user.sees("Re-enter New Password: ");
+  user.type("\x04");
+  expect(await user.ended()).toEqual({ status: 1 });
+  await user.sees("an empty password is none");
+  expect(daemon.said.some((m) => m.command === Command.CONTAINER_CHANGE_TOKEN_PIN)).toBe(false);
+});
+
+test("a recovery key is words and a code, and words alone where a code would break", async () => {
+  const made = (_: ControllerToDaemon, answer: Answer): void =>
+    answer({ code: Code.EXPORT_DATA, export_data: new Uint8Array(16).fill(7) });
+  for (const [columns, code] of [
+    [97, true],
+    [36, false],
+  ] as const) {
+    using daemon = daemonWith(made, ContainerTokenType.NONE);
+    await using user = seat(daemon, "recovery_key", "web");
+    user.resize({ rows: 31, columns });
+    expect(await user.ended()).toEqual({ status: 0 });
+    await user.sees("it is shown only now");
+    expect(user.text).toContain("bisal-");
+    expect(user.text.includes("█")).toBe(code);
+  }
+});
+
+test("an export that is interrupted leaves nothing, and no file of somebody else's is written to", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "export-"));
+  const path = join(folder, "web");
+  for (const name of ["web", "web.new"]) writeFileSync(join(folder, name), "mine");
+  using daemon = daemonWith(
+    (_, answer) => answer({ code: Code.EXPORT_DATA, export_data: new Uint8Array(1000) }),
+    ContainerTokenType.NONE,
+  );
+  await using user = seat(daemon, "export", "web", path);
+  while (readdirSync(folder).length < 3) await Bun.sleep(5); // another process makes it
+  user.type("\x03");
+  expect(await user.ended()).toEqual({ status: 130 });
+  expect(readdirSync(folder).sort()).toEqual(["web", "web.new"]);
+  for (const name of ["web", "web.new"]) expect(readFileSync(join(folder, name), "utf8")).toBe("mine");
+  rmSync(folder, { recursive: true });
 });

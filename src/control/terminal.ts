@@ -14,7 +14,7 @@ const STDIN = 0;
 /** More than a terminal's line can hold (N_TTY_BUF_SIZE, drivers/tty/n_tty.c). */
 const LINE_MAX = 4096;
 
-const FATAL = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
+export const FATAL = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"] as const;
 
 /** Standard input with other settings, until disposed. Nothing happens if it is no terminal. */
 export class Changed implements Disposable {
