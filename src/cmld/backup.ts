@@ -8,10 +8,11 @@
 // everything in clear is authenticated with the first. So nobody can change, drop, swap or add a piece, or cut the end off,
 // and who restores knows that it comes from somebody who has had the key. A piece is a line of JSON or bytes of a file;
 // what is only zeros is not sent. Numbers are big-endian.
-import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
+import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import { constants, type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { regular, synced } from "../sys/file.ts";
+import { derived } from "../sys/hkdf.ts";
 import { Secret } from "../sys/secret.ts";
 import { RECOVERY_MAX, unwrap } from "./recovery.ts";
 
@@ -51,9 +52,7 @@ export const isPart = (name: string): boolean =>
   /^[A-Za-z0-9_.-]+\.(img|made)$/.test(name) ? !name.endsWith(".plain.img") : name === "not-stacked";
 
 function pieceKey(volumes: Secret, salt: Uint8Array): Secret {
-  return volumes.lend((bytes) =>
-    Secret.take(new Uint8Array(hkdfSync("sha256", bytes, salt, "cml backup", 32))),
-  );
+  return volumes.lend((bytes) => Secret.take(derived(bytes, salt, "cml backup")));
 }
 
 function nonce(count: number, last: boolean): Uint8Array {

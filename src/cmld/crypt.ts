@@ -13,7 +13,7 @@
 // it has a name (or where device.conf says volume_discard: true). dm-crypt gets its key through the kernel's keyring;
 // dm-integrity takes none from there, so its table is bytes that are wiped, here and in the kernel.
 import { existsSync, readdirSync } from "node:fs";
-import { mkdir, open, rename, rm, stat } from "node:fs/promises";
+import { constants, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { command, must } from "../run/command.ts";
 import { errand } from "../run/errand.ts";
@@ -154,7 +154,7 @@ export function judged(superblock: Uint8Array, mode: Mode): number {
 }
 
 async function first(path: string, bytes: number, at = 0): Promise<Uint8Array> {
-  await using file = await open(path, "r");
+  await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK); // what is a fifo now is not waited for
   const { buffer, bytesRead } = await file.read(Buffer.alloc(bytes), 0, bytes, at);
   return buffer.subarray(0, bytesRead);
 }

@@ -5,8 +5,9 @@
 //   "CMLRECO1"  salt[32]  nonce[12]  ciphertext  tag[16]
 //
 // AES-256-GCM under HKDF-SHA256 of the recovery key. 128 random bits need no slow derivation.
-import { hkdfSync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { decrypt, encrypt, NONCE, TAG } from "../sys/gcm.ts";
+import { derived } from "../sys/hkdf.ts";
 import type { Secret } from "../sys/secret.ts";
 
 const MAGIC = "CMLRECO1";
@@ -16,7 +17,7 @@ export const RECOVERY_BYTES = 16;
 export const RECOVERY_MAX = 4096;
 
 function wrapping(recovery: Secret, salt: Uint8Array): Buffer {
-  return recovery.lend((bytes) => Buffer.from(hkdfSync("sha256", bytes, salt, "cml recovery", 32)));
+  return recovery.lend((bytes) => derived(bytes, salt, "cml recovery"));
 }
 
 export function wrap(key: Secret, recovery: Secret): Uint8Array {

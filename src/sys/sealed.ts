@@ -7,9 +7,10 @@
 //
 // AES-256-GCM; the key that protects is HKDF-SHA256 of the facts, and the name and everything before the nonce's end are
 // authenticated with it.
-import { hkdfSync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { decrypt, encrypt, NONCE, TAG } from "./gcm.ts";
+import { derived } from "./hkdf.ts";
 import type { Secret } from "./secret.ts";
 
 const MAGIC = "CMLKEY01";
@@ -49,7 +50,7 @@ function wrapping(facts: Facts, bits: number, salt: Uint8Array): Buffer {
   const said = facts.map((fact, i) =>
     bits & (1 << i) ? `${i}:${fact?.length ?? "missing"}:${fact ?? ""}` : "",
   );
-  return Buffer.from(hkdfSync("sha256", said.join("\n"), salt, "cml key at rest", 32));
+  return derived(said.join("\n"), salt, "cml key at rest");
 }
 
 /** `name`: what the key is for; a file under another name does not open. */

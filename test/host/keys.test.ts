@@ -153,6 +153,26 @@ test("after a change of the PIN neither is anywhere", async () => {
   expect(inFiles()).toEqual([]);
 }, 60_000);
 
+test("after a recovery key, an export and an import neither the key nor the recovery key is anywhere", async () => {
+  const pin = key(PINS[2]);
+  const { export_data: recovery } = await c.ask(Command.RECOVERY_KEY, pin);
+  needles.set("recovery key", Buffer.from(recovery!));
+  expect(inMemory()).toEqual([]);
+  const backup: Uint8Array[] = [];
+  for (const by of [pin, { ...at, import_data: recovery! }]) {
+    backup.length = 0;
+    c.send(Command.EXPORT, by);
+    for (let a = await c.next(); a.export_data; a = await c.next()) backup.push(a.export_data);
+    expect(inMemory()).toEqual([]);
+  }
+  const container_start_params = { key: recovery! };
+  c.send(Command.IMPORT, { import_data: Buffer.concat(backup), container_start_params });
+  const end = { import_data: new Uint8Array(0) };
+  expect(await c.say(Command.IMPORT, end)).toBe("CMD_OK");
+  expect(inMemory()).toEqual([]);
+  expect(inFiles()).toEqual([]);
+}, 60_000);
+
 test("neither leaves a core file or is swapped where secrets are, and scd's own user cannot look into it", () => {
   for (const [name, pid] of family()) {
     const limits = readFileSync(`/proc/${pid}/limits`, "utf8");
