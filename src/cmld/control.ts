@@ -921,6 +921,10 @@ async function recorded(d: Daemon, r: Request, c: Client, error: string | undefi
 /** Lines in the log that the guests of one socket may cause at once, and the time for each one more. */
 const [LINES, LINE_MS] = [40, 1_500];
 
+/** Requests with a password that wait for their turn, whoever has sent them and is gone: what runs needs room for its keys as well
+ * (sys/secret.ts). */
+const SECRETS_MAX = 64;
+
 /** The protocol on one listening socket. */
 export function control(d: Daemon, privileged: boolean, limits: Limits): Protocol {
   const clients = new WeakMap<Peer, Client>();
@@ -932,6 +936,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
   const all = { info: (line: string) => d.info(line), warn: (line: string) => d.warn(line) };
   const log = privileged ? all : { info: rationed(all.info), warn: rationed(all.warn) };
   const records = new Ration(LINES, LINE_MS);
+  let secrets = 0;
   const recordable = () => privileged || records.take("") !== undefined;
   const encode = (answer: Answer): Uint8Array => proto.DaemonToController.encode(answer);
   const clientOf = (peer: Peer): Client => {
@@ -982,7 +987,13 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         (r.command === Command.EXPORT && r.import_data);
       if (secret) overwriteReceived(message.length + 4);
       try {
-        await handle(d, r, c);
+        if (secret && secrets >= SECRETS_MAX) {
+          const error_text = `${secrets} requests with a password are under way, and no more are taken`;
+          await c.send({ ...FAILED, error_text });
+          return;
+        }
+        if (secret) secrets++;
+        await handle(d, r, c).finally(() => secret && secrets--);
       } catch (e) {
         c.warn(`control: ${Command[r.command]}: ${chain(e)}`); // the answer itself could not be made
         await c.send({ ...FAILED, error_text: chain(e) });

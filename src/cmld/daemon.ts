@@ -783,6 +783,7 @@ export class Manager implements Daemon {
     return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       this.#refuseAtEnd();
+      if (runs(c)) throw new Error(`${shownName(c.config.name)} is ${c.state} already`);
       const key = pin && (await this.#unsealed(c, pin));
       try {
         this.#refuseAtEnd();

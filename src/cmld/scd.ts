@@ -8,7 +8,7 @@ import { confined } from "../run/confined.ts";
 import { type Ended, reap } from "../run/launch.ts";
 import { own, RUNTIME } from "../run/self.ts";
 import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
-import { chain } from "../sys/error.ts";
+import { chain, ECONNRESET, isErrno } from "../sys/error.ts";
 import { Fd, pipe } from "../sys/fd.ts";
 import { bindAt } from "../sys/listen.ts";
 import { now } from "../sys/now.ts";
@@ -285,7 +285,8 @@ function exchange(
       (reason) => {
         lost.removeEventListener("abort", abandon);
         fd.close();
-        if (reason !== undefined && !answer) reject(new Error(`scd: ${chain(reason)}`, { cause: reason }));
+        if (reason !== undefined && !answer && !isErrno(reason, ECONNRESET))
+          reject(new Error(`scd: ${chain(reason)}`, { cause: reason }));
         else resolve(answer);
       },
     );

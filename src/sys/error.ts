@@ -29,6 +29,7 @@ export const {
   ENOSYS,
   EOPNOTSUPP,
   ENOTCONN,
+  ECONNRESET,
   EPIPE,
   ENOBUFS,
   ELOOP,

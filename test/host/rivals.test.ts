@@ -7,6 +7,7 @@ import { ContainerState } from "../../proto/gen/proto.js";
 import { type Client, Cmld, Command } from "./daemon.ts";
 
 const WEB = "f815386c-25b6-4a09-9ee4-4b65b977f167";
+const HELD = "5dd56a85-4647-46ce-a1b9-4e5c78015c11";
 const PIN = Buffer.from("newpin1");
 
 let cmld: Cmld;
@@ -34,6 +35,12 @@ beforeAll(async () => {
         at(`containers/${WEB}.conf`),
         'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
       );
+      mkdirSync(at("containers", HELD));
+      writeFileSync(
+        at(`containers/${HELD}.conf`),
+        'name: "held"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\n',
+      );
+      writeFileSync(at("containers", HELD, "not-stacked"), "");
       paired();
     },
   });
@@ -52,6 +59,19 @@ test("without its token a container is refused, and no other token is made in it
   expect(ofWeb("tokens")).toEqual([]);
   paired();
 });
+
+test("who asks and hangs up, again and again, takes no room from others", async () => {
+  for (let i = 0; i < 600; i++) {
+    const gone = await cmld.client();
+    gone.send(Command.CONTAINER_START, withPin());
+    await new Promise<void>((sent) => gone.socket.end(sent));
+  }
+  using other = await cmld.client();
+  const said = await other.say(Command.RECOVERY_KEY, withPin());
+  expect(said).toMatch(/^EXPORT_DATA$|64 requests with a password are under way/);
+  expect(await other.say(Command.RECOVERY_KEY, { container_uuids: [HELD] })).toBe("EXPORT_DATA");
+  while ((await other.say(Command.CONTAINER_STOP, withPin())) !== "CONTAINER_STOP_OK");
+}, 60_000);
 
 test("a start, a recovery key and a wipe at once: nothing runs with a key that is gone, and none is left", async () => {
   chownSync(at(`tokens/${WEB}.p12`), 1000, 1000); // scd cannot remove what belongs to nobody that it knows
