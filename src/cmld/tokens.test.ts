@@ -1,7 +1,16 @@
 // cmld's side of a dialogue with a token, with scd's side beside it and no process between: hardware (SoftHSM), what is written
 // when, and answers that scd of another version, or another scd, might give.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -148,3 +157,35 @@ test("two at a time are served one after the other; what is destroyed is gone", 
   expect(existsSync(join(images, "token_is_paired"))).toBe(false);
   expect(await refused(ours.open(web, pin("5678")))).toBe("unpaired");
 });
+
+test("a wrapped key without its proof is taken once, from the original, and never from a token that is ours", async () => {
+  const uuid = "f815386c-25b6-4a09-9ee4-4b65b977f167";
+  const ours = new Tokens(scd(), base);
+  const imageDir = join(base, "containers", uuid);
+  const paired = join(imageDir, "token_is_paired");
+  const soft = { uuid, imageDir, config: { token_type: ContainerTokenType.SOFT, usb_configs: [] } };
+  mkdirSync(imageDir);
+  const golden = (extension: string) => `test/data/tokens/${uuid}.${extension}`;
+  copyFileSync(golden("p12"), join(tokens, `${uuid}.p12`));
+  copyFileSync(golden("key"), file(`${uuid}.key`));
+  writeFileSync(paired, "");
+  using first = await ours.open(soft, pin("newpin1"));
+  const mac = readFileSync(file(`${uuid}.mac`));
+  expect(readFileSync(paired, "utf8")).toBe("mac\n");
+  rmSync(file(`${uuid}.mac`));
+  expect(await refused(ours.open(soft, pin("newpin1")))).toBe("corrupt");
+  writeFileSync(paired, ""); // as the original left it
+  using again = await ours.open(soft, pin("newpin1"));
+  expect(again.equals(first)).toBe(true);
+  expect(readFileSync(file(`${uuid}.mac`))).toEqual(mac);
+  // A change of the PIN makes the token's file ours, and the proof comes first.
+  rmSync(file(`${uuid}.mac`));
+  writeFileSync(paired, "");
+  await ours.changePin(soft, pin("newpin1"), pin("other"));
+  expect(readFileSync(file(`${uuid}.mac`))).toEqual(mac);
+  using later = await ours.open(soft, pin("other"));
+  expect(later.equals(first)).toBe(true);
+  rmSync(file(`${uuid}.mac`));
+  writeFileSync(paired, "");
+  expect(await refused(ours.open(soft, pin("other")))).toBe("corrupt");
+}, 60_000);

@@ -2,7 +2,8 @@
 // 2.3): unlock, unwrap the key or wrap a new one, lock; one after the other for each container.
 //
 // keys/<uuid>.key has the key as the token has wrapped it, keys/<uuid>.mac the token's proof that it did, and
-// token_is_paired in the container's folder says that somebody has set a PIN. None of them opens anything without the token.
+// token_is_paired in the container's folder says that somebody has set a PIN, and once there was a .mac, that too: one that
+// is missing then was taken away. None of them opens anything without the token.
 
 import { existsSync, lstatSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
@@ -30,6 +31,8 @@ const Say = TokenToDaemon.Code;
 const WRAPPED_MAX = 4096;
 const PAIRING_BYTES = 8;
 const PAIRED = "token_is_paired";
+/** In it, once keys/<uuid>.mac has been written; the original's is empty, and it looks at nothing but whether it is there. */
+const PROVEN = "mac\n";
 
 /** What kept a token from giving its key. */
 export type Reason =
@@ -62,6 +65,9 @@ export interface Protected {
 
 export const hasToken = (c: Pick<Protected, "config">): boolean =>
   c.config.token_type !== ContainerTokenType.NONE;
+
+const isSoft = (c: Protected): boolean => c.config.token_type === ContainerTokenType.SOFT;
+const dispose = (key: Secret): void => key[Symbol.dispose]();
 
 /** It has ended, or cannot be started. */
 const NO_ANSWER = "no answer from scd";
@@ -157,6 +163,17 @@ export class Tokens {
     return existsSync(join(c.imageDir, PAIRED));
   }
 
+  async #hadMac(c: Protected): Promise<boolean> {
+    const said = await readBounded(join(c.imageDir, PAIRED), WRAPPED_MAX);
+    return said !== undefined && Buffer.from(said).toString("latin1") === PROVEN;
+  }
+
+  /** From now on nobody exchanges the wrapped key unseen. */
+  async #prove(c: Protected, mac: Uint8Array | undefined): Promise<void> {
+    if (mac) await this.#write(`${c.uuid}.mac`, mac);
+    if (!(await this.#hadMac(c))) await writeAtomic(join(c.imageDir, PAIRED), PROVEN);
+  }
+
   /** Unlocked while `work` is done; an error of the lock that follows counts only where the work succeeded. */
   async #unlocked<T>(c: Protected, pin: Secret, work: () => Promise<T>, undo: (made: T) => void): Promise<T> {
     try {
@@ -207,14 +224,7 @@ export class Tokens {
 
   /** The key of its volumes; the first time a new one, which is on the disk, wrapped, before it is given. */
   open(c: Protected, pin: Secret): Promise<Secret> {
-    return this.#turns.take(c.uuid, () =>
-      this.#unlocked(
-        c,
-        pin,
-        () => this.#key(c),
-        (key) => key[Symbol.dispose](),
-      ),
-    );
+    return this.#turns.take(c.uuid, () => this.#unlocked(c, pin, () => this.#key(c), dispose));
   }
 
   async #key(c: Protected): Promise<Secret> {
@@ -224,6 +234,8 @@ export class Tokens {
     const wrapped_mac = await readBounded(join(this.#keys, `${c.uuid}.mac`), 32);
     if (wrapped.length < KEY_BYTES)
       throw new TokenRefused("internal", `${name}: ${wrapped.length} bytes are no wrapped key`);
+    if (!wrapped_mac && (await this.#hadMac(c)))
+      throw new TokenRefused("corrupt", `${c.uuid}.mac is gone: nobody knows whose key ${name} is`);
     const answer = await this.#ask(c, Say.UNWRAPPED_KEY, {
       code: Ask.UNWRAP_KEY,
       wrapped_key: wrapped,
@@ -237,8 +249,7 @@ export class Tokens {
     try {
       if (key.length !== KEY_BYTES)
         throw new TokenRefused("corrupt", `${name}: a key of ${key.length} bytes, not ${KEY_BYTES}`);
-      // One that the original has wrapped: from now on nobody exchanges it unseen.
-      if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
+      if (wrapped_mac || answer.wrapped_mac) await this.#prove(c, answer.wrapped_mac);
       return key;
     } catch (e) {
       key[Symbol.dispose]();
@@ -265,6 +276,7 @@ export class Tokens {
         throw new TokenRefused("internal", answer.error_text || "the token has not wrapped the key");
       if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
       await this.#write(`${c.uuid}.key`, answer.wrapped_key);
+      if (answer.wrapped_mac) await this.#prove(c, undefined);
       if (given) await destroy(waiting);
       return key;
     } catch (e) {
@@ -277,8 +289,11 @@ export class Tokens {
   changePin(c: Protected, pin: Secret, fresh: Secret): Promise<void> {
     return this.#turns.take(c.uuid, async () => {
       await this.#add(c);
-      using pairing = await this.#pairing();
       const paired = this.isPaired(c);
+      // A token of the original becomes one of ours, which takes no key without a mac.
+      if (paired && this.hasKey(c) && !existsSync(join(this.#keys, `${c.uuid}.mac`)) && isSoft(c))
+        (await this.#unlocked(c, pin, () => this.#key(c), dispose))[Symbol.dispose]();
+      using pairing = await this.#pairing();
       const [code, want] = paired
         ? [Ask.CHANGE_PIN, Say.CHANGE_PIN_SUCCESSFUL]
         : [Ask.PROVISION_PIN, Say.PROVISION_PIN_SUCCESSFUL];

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { certify, type Extensions, type Name } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import {
+  ITERATIONS,
   makePkcs12,
   makePkcs12Beside,
   type Opened,
@@ -56,6 +57,8 @@ export class SoftToken implements Token {
   readonly #file: string;
   readonly #tries: Tries;
   #key: PrivateKey | undefined;
+  /** Its file is ours, not the original's: what it wraps has always had a mac. */
+  #own = false;
   #timer: Timer | undefined;
 
   constructor(
@@ -105,9 +108,10 @@ export class SoftToken implements Token {
   }
 
   async unlock(pin: Secret): Promise<void> {
-    const { key } = await this.#open(pin);
+    const { key, iterations } = await this.#open(pin);
     this.lock();
     this.#key = key;
+    this.#own = iterations >= ITERATIONS;
     this.#timer = setTimeout(() => this.lock(), UNLOCKED_MS);
   }
 
@@ -138,7 +142,9 @@ export class SoftToken implements Token {
   unwrap({ wrapped, mac }: Wrapped): { secret: Secret; mac?: Uint8Array } {
     const key = this.#unlocked();
     const right = macOf(key, this.uuid, wrapped);
-    // Keys that the original wrapped come without: taken as they are, and with one from then on.
+    // Keys that the original wrapped come without: taken as they are, and with one from then on. Of which make the token is
+    // says its file, and that is authenticated by its PIN.
+    if (!mac && this.#own) throw new Corrupt("the proof that this token wrapped the key is gone");
     if (mac && !equal(mac, right)) throw new Corrupt("the wrapped key is not the one that this token made");
     const secret = unwrap(key, wrapped);
     return mac ? { secret } : { secret, mac: right };
