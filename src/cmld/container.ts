@@ -11,14 +11,14 @@ import { isFrozen, kill as killGroup, settled } from "../sys/cgroup.ts";
 import { chain } from "../sys/error.ts";
 import { Fd, pair } from "../sys/fd.ts";
 import { mem } from "../sys/mem.ts";
-import { now } from "../sys/now.ts";
+import { attempt, now } from "../sys/now.ts";
 import { show } from "../sys/op.ts";
 import { ended, readable } from "../sys/poll.ts";
 import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
 import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts";
-import { isCorrupted } from "./crypt.ts";
-import { Ledger, type Running } from "./ledger.ts";
+import { isCorrupted, isVolumeOf } from "./crypt.ts";
+import { Ledger, type Resource, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
 import { childGroupOf, groupOf, shortOfMemory } from "./modules/cgroups.ts";
 import { withoutEffect } from "./pending.ts";
@@ -284,7 +284,12 @@ export class Container implements ContainerLife {
     live.ledger.running(running);
   }
 
-  async start({ setup, key }: StartOptions): Promise<void> {
+  start({ setup, key }: StartOptions): Promise<void> {
+    return this.#startWith(setup, key);
+  }
+
+  /** `held`: what a container that reboots still has. */
+  async #startWith(setup: boolean, key?: Secret, held?: Ledger): Promise<void> {
     const name = this.#name;
     try {
       if (this.#state === "STARTING") throw new Error(`${name} is STARTING already`);
@@ -295,21 +300,26 @@ export class Container implements ContainerLife {
     }
     this.#exit = undefined;
     this.#why = undefined;
-    const starting = this.#start(setup, key, this.#starting);
+    const starting = this.#start(setup, key, this.#starting, held);
     this.#starting = starting.catch(() => {});
     return starting;
   }
 
-  async #start(setup: boolean, key: Secret | undefined, before: Promise<unknown>): Promise<void> {
+  async #start(
+    setup: boolean,
+    key: Secret | undefined,
+    before: Promise<unknown>,
+    held?: Ledger,
+  ): Promise<void> {
     const { around } = this;
     const name = this.#name;
     await before;
-    let ledger: Ledger | undefined;
+    let ledger = held;
     const kept: string[] = [];
     try {
       const os = around.bind(this.#config);
       for (const line of withoutEffect(this.#config, os.config)) around.log(`${name}: ${line}`);
-      ledger = await this.#ledger(os);
+      ledger = await this.#ledger(os, held);
       const s = this.#begin(setup, ledger, os, kept, key);
       const live = await this.#launch(s, ledger, kept);
       this.#live = live;
@@ -332,15 +342,18 @@ export class Container implements ContainerLife {
     }
   }
 
-  async #ledger(os: BoundGuestOs): Promise<Ledger> {
+  async #ledger(os: BoundGuestOs, held?: Ledger): Promise<Ledger> {
     const directory = join(this.around.host.run, "ledger");
-    await Ledger.finish(directory, this.uuid, this.around.log);
-    return Ledger.open(directory, {
+    const head = {
       uuid: this.uuid,
       guestos: os.config.name,
       guestosVersion: os.config.version,
       uidStart: this.uidStart,
-    });
+    };
+    held?.renew(head);
+    if (held) return held;
+    await Ledger.finish(directory, this.uuid, this.around.log);
+    return Ledger.open(directory, head);
   }
 
   async #started(live: Live): Promise<void> {
@@ -358,6 +371,7 @@ export class Container implements ContainerLife {
   async #launch(s: Start, ledger: Ledger, kept: string[]): Promise<Live> {
     const { modules } = this.around;
     for (const m of modules) await hook(m, "prepare", () => m.prepare?.(s));
+    s.key?.[Symbol.dispose](); // its volumes are open
     const [ours, theirs] = pair(SOCK_STREAM);
     using gate = ours;
     using far = theirs;
@@ -417,23 +431,28 @@ export class Container implements ContainerLife {
     const killed = this.#exit === undefined || this.#exit.signal === SIGKILL;
     if (killed && this.#state !== "SHUTDOWN") this.#why = shortOfMemory(live.start); // not by us
     for (const entry of live.kept) around.forget(entry);
-    try {
-      await live.ledger.release();
-    } catch (e) {
-      around.log(`${this.#name}: ${chain(e)}`);
-    }
+    // reboot(2) inside a pid namespace ends its init by SIGHUP (pid_namespaces(7))
+    const wants = () =>
+      this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING") && !this.#halted;
+    const reboots = wants();
+    // Its volumes stay open: nobody has its key, and nobody can be asked for a PIN now.
+    const held = await this.#released(live.ledger, (r) => reboots && isVolumeOf(this.uuid, r));
+    if (held && !wants()) await this.#released(live.ledger);
     live.process.pidfd.close();
     this.#live = undefined;
-    // reboot(2) inside a pid namespace ends its init by SIGHUP (pid_namespaces(7))
-    const wants = this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING");
-    const { key } = live.start;
-    if (wants && !this.#halted) return this.#reboot(key);
-    key?.[Symbol.dispose]();
+    if (wants()) return this.#reboot(held ? live.ledger : undefined);
     this.#to("STOPPED");
   }
 
-  /** With the key that it had: nobody can be asked for a PIN now. */
-  async #reboot(key: Secret | undefined): Promise<void> {
+  async #released(ledger: Ledger, keep?: (r: Resource) => boolean): Promise<boolean> {
+    return await ledger.release(keep).catch((e) => {
+      this.around.log(`${this.#name}: ${chain(e)}`);
+      return false;
+    });
+  }
+
+  /** `held` has the volumes that it had, and are open. */
+  async #reboot(held: Ledger | undefined): Promise<void> {
     this.#to("REBOOTING");
     const pause = this.#rebooted + REBOOT_MS - performance.now();
     if (pause > 0) {
@@ -443,16 +462,12 @@ export class Container implements ContainerLife {
       await promise;
       clearTimeout(timer);
       this.#hurry = undefined;
-      if (this.#state !== "REBOOTING") {
-        key?.[Symbol.dispose]();
-        return;
-      }
     }
     this.#rebooted = performance.now();
-    if (this.#halted) {
-      key?.[Symbol.dispose]();
-      this.#to("STOPPED");
-    } else await this.start({ setup: false, key }).catch((e) => this.around.log(chain(e)));
+    if (this.#state === "REBOOTING" && !this.#halted)
+      return this.#startWith(false, undefined, held).catch((e) => this.around.log(chain(e)));
+    if (held) await this.#released(held);
+    if (this.#state === "REBOOTING") this.#to("STOPPED");
   }
 
   /** Take over a container that an earlier cmld started. */
@@ -616,7 +631,7 @@ async function hook(m: Module, what: string, act: () => void | Promise<void> | u
 /** The child's byte at the gate, or the call that kept it from getting there. */
 async function atGate(gate: Fd, execed: Promise<void>): Promise<void> {
   await readable(gate);
-  if (now(read(gate.n, mem(1))) === 1) return;
+  if (attempt(read(gate.n, mem(1))) === 1) return;
   await execed; // rejects with the failed call
   throw new Error("the child ended before the gate");
 }

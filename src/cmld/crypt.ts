@@ -15,6 +15,7 @@
 import { existsSync, readdirSync } from "node:fs";
 import { constants, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { Turns } from "../lib/turns.ts";
 import { command, must } from "../run/command.ts";
 import { errand } from "../run/errand.ts";
 import { type Created, create, deactivate, establish, mapperWith } from "../run/mapper.ts";
@@ -325,6 +326,20 @@ export interface Opened {
   readonly blocks: number | undefined;
 }
 
+/** A volume whose devices stayed open while its container rebooted, and are the new start's already: no key is needed. What
+ * its file system wants, the kernel does at the mount; it may have been unmounted a moment ago. */
+export function openAlready(place: Place, owned: Owned): Opened | undefined {
+  const { crypt, integrity } = labels(place);
+  const has = (name: string) => owned.all("mapper").some((r) => r.name === name);
+  if (!has(integrity)) return undefined;
+  const [top, bytes] = has(crypt) ? [crypt, KEY_BYTES] : [integrity, HMAC];
+  return { path: dm.devicePath(top), mode: modeOf(place.folder, bytes), blocks: undefined };
+}
+
+/** Whether a resource is a device of a container's own volumes. */
+export const isVolumeOf = (uuid: string, r: Resource): boolean =>
+  r.kind === "mapper" && r.name.startsWith(`${uuid}-`);
+
 /** Open a container's volume; made if it is new. */
 export async function openVolume(a: Asked): Promise<Opened> {
   const { place } = a;
@@ -343,13 +358,18 @@ export async function openVolume(a: Asked): Promise<Opened> {
   }
 }
 
+/** A container's volumes are opened side by side. */
+const marking = new Turns();
+
 async function makeVolume(a: Asked): Promise<Opened> {
   const { place, log } = a;
   const began = performance.now();
   const mode = modeOf(place.folder, a.key.length);
   if (mode === "AUTHENC") throw new Error(`${place.folder} has volumes of the old kind only: none is added`);
   await mkdir(place.folder, { recursive: true, mode: 0o755 });
-  if (!existsSync(join(place.folder, STACKED))) await writeAtomic(join(place.folder, STACKED), "");
+  await marking.take(place.folder, async () => {
+    if (!existsSync(join(place.folder, STACKED))) await writeAtomic(join(place.folder, STACKED), "");
+  });
   const names = files(place);
   const fresh = { data: `${names.data}.new`, meta: `${names.meta}.new` };
   const clear = async () => {

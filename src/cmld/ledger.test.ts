@@ -106,3 +106,23 @@ test("a newer ledger is refused with a sentence", async () => {
 test("no folder, no ledgers", async () => {
   expect(await load()).toEqual([]);
 });
+
+test("what a reboot keeps is the next start's, and until then in a file for whoever comes", async () => {
+  const ledger = open();
+  for (const name of ["a", "b"]) ledger.acquire(file(name), () => writeFileSync(file(name).path, ""));
+  ledger.running({ pid: 7, startTime: 8, since: 9, state: "RUNNING" });
+  expect(await ledger.release((r) => r.kind === "file" && r.path === file("b").path)).toBe(true);
+  expect([existsSync(file("a").path), existsSync(file("b").path)]).toEqual([false, true]);
+  const [left] = await load();
+  expect([left?.running, left?.ledger.all("file")]).toEqual([undefined, [file("b")]]);
+  ledger.renew({ ...head, guestosVersion: 4 });
+  ledger.acquire(file("c"), () => writeFileSync(file("c").path, ""));
+  const [next] = await load();
+  expect([next?.ledger.head.guestosVersion, next?.ledger.all("file")]).toEqual([4, [file("b"), file("c")]]);
+  expect(await ledger.release()).toBe(false);
+  expect([existsSync(file("b").path), existsSync(file("c").path), existsSync(path)]).toEqual([
+    false,
+    false,
+    false,
+  ]);
+});

@@ -104,12 +104,11 @@ export class Ledger implements Owned {
   #running: Running | undefined;
   #stale = 0;
 
-  private constructor(
-    path: string,
-    readonly head: Head,
-    flags: "a" | "ax",
-  ) {
+  #head: Head;
+
+  private constructor(path: string, head: Head, flags: "a" | "ax") {
     this.#path = path;
+    this.#head = head;
     this.#file = openSync(path, flags, 0o600);
   }
 
@@ -173,6 +172,16 @@ export class Ledger implements Owned {
       if ("running" in line) ledger.#running = line.running;
     }
     return ledger.#running ? { ledger, running: ledger.#running } : { ledger };
+  }
+
+  get head(): Head {
+    return this.#head;
+  }
+
+  /** What the next start of this container owns from its beginning: what release() has left. */
+  renew(head: Omit<Head, "version">): void {
+    this.#head = { version: LEDGER_VERSION, ...head };
+    this.#compact();
   }
 
   #write(line: Line): void {
@@ -239,23 +248,37 @@ export class Ledger implements Owned {
   }
 
   /** Release everything in reverse, and the ledger itself. One failure does not stop the rest; all are reported, and
-   * the file stays for whoever tries again: releasing what is gone is no error. */
-  async release(): Promise<void> {
+   * the file stays for whoever tries again: releasing what is gone is no error. What is to be kept stays in it, for the
+   * next start (renew()) or another release(); resolves with whether there is any. */
+  async release(keep: (r: Resource) => boolean = () => false): Promise<boolean> {
     const failures: unknown[] = [];
+    const stays: Resource[] = [];
     let left = false;
     for (let r = this.#owned.pop(); r; r = this.#owned.pop()) {
+      if ("kind" in r && keep(r)) {
+        stays.unshift(r);
+        continue;
+      }
       try {
         if ("kind" in r) await release(r);
         else r[Symbol.dispose]();
       } catch (e) {
         failures.push(new Error("kind" in r ? `releasing ${JSON.stringify(r)}` : "closing", { cause: e }));
-        left ||= "kind" in r;
+        if ("kind" in r) left = true;
       }
     }
-    closeSync(this.#file);
-    this.#file = -1;
-    if (!left) unlinkSync(this.#path);
+    const kept = stays.length > 0 && !left; // where something is stuck, the next start begins with all of it
+    if (kept) {
+      this.#owned.push(...stays);
+      this.#running = undefined;
+      this.#compact();
+    } else {
+      closeSync(this.#file);
+      this.#file = -1;
+      if (!left) unlinkSync(this.#path);
+    }
     if (failures.length > 0) throw new Error(failures.map(chain).join("; "));
+    return kept;
   }
 }
 

@@ -52,8 +52,8 @@ export interface Start {
   /** First host id of the container's range of 65536. */
   readonly uidStart: number;
   readonly owned: Owned;
-  /** The key of its sealed volumes, 96 bytes, as its token gave it: lent, and wiped when the container has ended.
-   * Absent where no token protects it (token_type NONE), in explain(), and in a cmld that has adopted the container. */
+  /** The key of its sealed volumes, 96 bytes, as its token gave it: lent, and wiped as soon as they are open. Absent where no
+   * token protects it (token_type NONE), in explain(), and where they stayed open (a reboot from inside). */
   readonly key: Secret | undefined;
   /** Descriptors that a later cmld needs again, by name ("service", "notify", "control"): kept in init's store. */
   keep(name: string, fd: Fd): void;

@@ -121,7 +121,7 @@ test("the search finds what is there", () => {
   expect(found(process.pid, new Map([["x", here]])).length).toBeGreaterThan(0);
 });
 
-test("while it runs its key is in one place, for a reboot; after the stop nothing is anywhere", async () => {
+test("while it runs and after the stop nothing is anywhere", async () => {
   expect(await c.say(Command.CONTAINER_START, key(PINS[0]))).toBe("CONTAINER_START_OK");
   const running = inMemory();
   expect(inFiles()).toEqual([]);
@@ -132,11 +132,7 @@ test("while it runs its key is in one place, for a reboot; after the stop nothin
   while ((await state()) !== ContainerState.STOPPED) await events.next();
   expect(inFiles()).toEqual([]);
   expect(inMemory()).toEqual([]);
-  expect(running.map((line) => line.replace(/ at .*/, "")).sort()).toEqual([
-    "cmld: key",
-    "cmld: key, HMAC",
-    "cmld: key, second quarter",
-  ]);
+  expect(running).toEqual([]);
 }, 60_000);
 
 test("after a change of the PIN neither is anywhere", async () => {

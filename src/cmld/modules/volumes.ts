@@ -25,7 +25,7 @@ import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
 import type { Secret } from "../../sys/secret.ts";
-import { available, Corrupted, fsck, growMounted, openVolume } from "../crypt.ts";
+import { available, Corrupted, fsck, growMounted, openAlready, openVolume } from "../crypt.ts";
 import { type Image, useImage, watchImages } from "../images.ts";
 import { heldKey } from "../keys.ts";
 import { lockFlags } from "../locked.ts";
@@ -88,6 +88,9 @@ const isOverlay = (m: Mount): boolean =>
   m.mount_type === T.SHARED_RW || m.mount_type === T.OVERLAY_RW || m.mount_type === T.OVERLAY_RO;
 const isImage = (m: Mount): boolean => m.mount_type === T.SHARED || m.mount_type === T.SHARED_RW;
 const isBind = (m: Mount): boolean => m.mount_type === T.BIND_FILE || m.mount_type === T.BIND_FILE_RW;
+/** A volume that is the container's alone. */
+const isOwn = (m: Mount): boolean =>
+  (m.mount_type === T.EMPTY || m.mount_type === T.OVERLAY_RW) && !isTmpfs(m);
 const isRoot = (m: Mount): boolean => /^\/*$/.test(m.mount_point);
 const wanted = (s: Start): Mount[] =>
   (s.setup ? setupMounts(s) : s.guestos.mounts).filter(
@@ -139,28 +142,31 @@ function alone(path: string, readOnly: boolean): Fd {
 }
 
 /** The key of a start's own volumes, for as long as prepare() lasts; undefined where they are plain. */
-const keys = new Slot<{ key: Secret | undefined; held: boolean }>();
+const keys = new Slot<Promise<Secret | undefined>>();
 
 /** What a token protects is never kept in clear; elsewhere it is only on a host without a device-mapper. */
-async function keyOf(s: Start): Promise<Secret | undefined> {
-  const known = keys.get(s);
-  if (known) return known.key;
-  const token = s.isC0 ? ContainerTokenType.NONE : s.config.token_type;
-  let key = s.key;
+function keyOf(s: Start): Promise<Secret | undefined> {
+  let key = keys.get(s);
   if (!key) {
-    if (token !== ContainerTokenType.NONE)
-      throw new Error(`token_type ${ContainerTokenType[token]}: its volumes open with their token only`);
-    if (!s.host.hosted || (await available()))
-      key = await heldKey({ ...s, folder: join(s.host.base, "keys"), images: s.imageDir });
-    else s.host.warnOnce("this kernel has no device-mapper: volumes are not encrypted");
+    key = s.key ? Promise.resolve(s.key) : heldHere(s);
+    keys.set(s, key);
   }
-  keys.set(s, { key, held: key !== s.key });
   return key;
 }
 
-function endKey(s: Start): void {
-  const known = keys.get(s);
-  if (known?.held) known.key?.[Symbol.dispose]();
+async function heldHere(s: Start): Promise<Secret | undefined> {
+  const token = s.isC0 ? ContainerTokenType.NONE : s.config.token_type;
+  if (token !== ContainerTokenType.NONE)
+    throw new Error(`token_type ${ContainerTokenType[token]}: its volumes open with their token only`);
+  if (!s.host.hosted || (await available()))
+    return await heldKey({ ...s, folder: join(s.host.base, "keys"), images: s.imageDir });
+  s.host.warnOnce("this kernel has no device-mapper: volumes are not encrypted");
+  return undefined;
+}
+
+async function endKey(s: Start): Promise<void> {
+  const key = await keys.get(s)?.catch(() => undefined);
+  if (key !== s.key) key?.[Symbol.dispose]();
 }
 
 /** A volume that was made in clear, on a host that had no device-mapper then. */
@@ -175,17 +181,21 @@ function isPlain(s: Start, m: Mount): boolean {
 async function ownVolume(s: Start, m: Mount): Promise<Fd> {
   if (m.fs_type !== "ext4")
     throw new Error(`${m.image_file}: fs_type ${m.fs_type}: only ext4 and tmpfs can be made here`);
-  const key = await keyOf(s);
-  if (!key || isPlain(s, m)) return plainVolume(s, m);
-  const opened = await openVolume({
-    place: { folder: s.imageDir, uuid: s.uuid, image: imageName(s.config, m) },
-    key,
-    owned: s.owned,
-    bytes: volumeSize(s.config, m) * MiB,
-    discard: s.host.device.volume_discard,
-    alone: (path) => alone(path, false),
-    log: s.log,
-  });
+  const place = { folder: s.imageDir, uuid: s.uuid, image: imageName(s.config, m) };
+  let opened = openAlready(place, s.owned);
+  if (!opened) {
+    const key = await keyOf(s);
+    if (!key || isPlain(s, m)) return plainVolume(s, m);
+    opened = await openVolume({
+      place,
+      key,
+      owned: s.owned,
+      bytes: volumeSize(s.config, m) * MiB,
+      discard: s.host.device.volume_discard,
+      alone: (path) => alone(path, false),
+      log: s.log,
+    });
+  }
   const data = s.host.device.volume_discard ? `discard,${m.mount_data}` : m.mount_data;
   const mount = await mountSealed(opened.path, data);
   try {
@@ -373,10 +383,9 @@ async function volumeFd(s: Start, m: Mount): Promise<Fd | undefined> {
     case T.SHARED:
     case T.SHARED_RW:
     case T.OVERLAY_RO:
-      return undefined; // a tmpfs
     case T.EMPTY:
     case T.OVERLAY_RW:
-      return isTmpfs(m) ? undefined : ownVolume(s, m);
+      return undefined; // a tmpfs
     case T.DEVICE:
     case T.DEVICE_RW:
       return copiedDevice(s, m);
@@ -678,10 +687,21 @@ export const volumesWith = (kernel: Abilities): Module => ({
   async prepare(s) {
     const list: Volume[] = [];
     const ownSpare = (): Fd => s.owned.use(spare());
-    using _key = { [Symbol.dispose]: () => endKey(s) };
-    for (const mount of wanted(s)) {
+    await using _key = { [Symbol.asyncDispose]: () => endKey(s) };
+    const mounts = wanted(s);
+    // The kernel has much to wait for at a sealed volume: all of them open while the root is made ready.
+    const opening = new Map(mounts.filter(isOwn).map((m) => [m, ownVolume(s, m)]));
+    for (const fd of opening.values()) fd.catch(() => {}); // judged below, where it is awaited
+    await using _rest = {
+      async [Symbol.asyncDispose]() {
+        for (const made of opening.values()) await made.then((fd) => fd.close()).catch(() => {});
+      },
+    };
+    for (const mount of mounts) {
       try {
-        const made = await volume(s, mount, kernel, list);
+        const begun = opening.get(mount);
+        const made = begun ? { fd: await begun } : await volume(s, mount, kernel, list);
+        opening.delete(mount);
         if (made.fd) s.owned.use(made.fd);
         const stacked = isOverlay(mount) && !isRoot(mount) && !made.whole;
         const slots = stacked ? ([ownSpare(), ownSpare(), ownSpare()] as const) : undefined;
