@@ -433,7 +433,9 @@ export class Container implements ContainerLife {
     for (const entry of live.kept) around.forget(entry);
     // reboot(2) inside a pid namespace ends its init by SIGHUP (pid_namespaces(7))
     const wants = () =>
-      this.#exit?.signal === SIGHUP && (this.#state === "RUNNING" || this.#state === "BOOTING") && !this.#halted;
+      this.#exit?.signal === SIGHUP &&
+      (this.#state === "RUNNING" || this.#state === "BOOTING") &&
+      !this.#halted;
     const reboots = wants();
     // Its volumes stay open: nobody has its key, and nobody can be asked for a PIN now.
     const held = await this.#released(live.ledger, (r) => reboots && isVolumeOf(this.uuid, r));
