@@ -9,7 +9,6 @@ export const open = () =>
   dlopen("libcryptsetup.so.12", {
     crypt_init: { args: [ptr, ptr], returns: i32 },
     crypt_free: { args: [ptr], returns: T.void },
-    crypt_set_data_device: { args: [ptr, ptr], returns: i32 },
     crypt_set_log_callback: { args: [ptr, ptr, ptr], returns: T.void },
     /** cd, type, cipher, cipher_mode, uuid, volume_key, volume_key_size, params */
     crypt_format: { args: [ptr, ptr, ptr, ptr, ptr, ptr, usize, ptr], returns: i32 },
@@ -19,8 +18,6 @@ export const open = () =>
     crypt_activate_by_volume_key: { args: [ptr, ptr, ptr, usize, u32], returns: i32 },
     /** cd, keyslot, volume_key, volume_key_size, passphrase, passphrase_size */
     crypt_volume_key_get: { args: [ptr, i32, ptr, ptr, ptr, usize], returns: i32 },
-    // libdevmapper.h, which it is linked with
-    dm_udev_set_sync_support: { args: [i32], returns: T.void },
   }).symbols;
 
 export type Cryptsetup = ReturnType<typeof open>;

@@ -51,7 +51,9 @@ async function fresh(used: Record<string, string[]> = {}, settings = device) {
           : [],
     );
   const make = async () => {
-    const trust = { guestOs: async () => ContainerTrust.SIGNED }; // who signs what: trust.ts and test/host/signed
+    const guestOs = async (source: Uint8Array) =>
+      Buffer.from(source).includes("# local") ? ContainerTrust.LOCALLY_SIGNED : ContainerTrust.SIGNED;
+    const trust = { guestOs }; // who signs what: trust.ts and test/host/signed
     const store = new GuestOses({
       folder,
       device: settings,
@@ -343,6 +345,23 @@ test("nothing older than what has run is taken, nor chosen, unless device.conf a
   await lenient.store.ran("debian", 2);
   await install(lenient.store, conf(1));
   expect(titleOf(await lenient.store.select(container("")))).toBe("debian-1");
+});
+
+test("what is locally signed never takes the place of what is signed; the reverse is welcome", async () => {
+  const { store, place } = await fresh();
+  const local = (version: number) => Buffer.concat([conf(version), Buffer.from("\n# local\n")]);
+  for (const v of [1, 2, 3, 4]) place(v);
+  await install(store, local(1));
+  await install(store, local(2));
+  await install(store, conf(3));
+  for (const v of [3, 4])
+    expect(await install(store, local(v)).catch(chain)).toBe(
+      `debian-${v} is locally signed, and does not take the place of debian-3, which is signed`,
+    );
+  expect(titleOf(await store.select(container("")))).toBe("debian-3");
+  await store.remove("debian");
+  place(4);
+  await install(store, local(4));
 });
 
 test("a GuestOS for another kind of machine is refused, pushed or found", async () => {

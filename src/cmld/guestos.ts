@@ -30,6 +30,7 @@ import type { Scd } from "./scd.ts";
 import { wrongTree } from "./tree.ts";
 import { type Signature, signatureOf, type Trust } from "./trust.ts";
 
+const { ContainerTrust } = proto;
 const { COPY, FLASH } = proto.GuestOSMount.Type;
 
 /** Part of a file system that an installation must leave free, as the original. */
@@ -252,6 +253,11 @@ export class GuestOses {
       if (newest && newest.config.version > version)
         throw new Error(`${title} is older than ${titleOf(newest)}, which is installed`);
       await this.#notOlderThanRun(name, version);
+      const signedOne = this.#versions(name).find((os) => os.trust === ContainerTrust.SIGNED);
+      if (signedOne && whose !== ContainerTrust.SIGNED)
+        throw new Error(
+          `${title} is locally signed, and does not take the place of ${titleOf(signedOne)}, which is signed`,
+        );
       const there = this.find(name, version);
       const had = there && (await readBounded(join(folder, `${title}.conf`), TEXT_MAX));
       if (had && !Buffer.from(had).equals(source))

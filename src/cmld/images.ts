@@ -7,6 +7,7 @@
 // we hold it and it does not change.
 import { fstatSync } from "node:fs";
 import { idsFrom } from "../run/ids.ts";
+import type { FileSystem } from "../run/mounting.ts";
 import {
   AT_FDCWD,
   MOUNT_ATTR_IDMAP,
@@ -32,7 +33,7 @@ import type { Start } from "./module.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { mountOver, type Range } from "./overlay.ts";
 import { mountShifted, type Shifted, shift } from "./ownership.ts";
-import { available, deviceName, isCorrupted, openDevice, watchDevice } from "./verity.ts";
+import { available, Corrupted, deviceName, type Opened, openDevice, watchDevice } from "./verity.ts";
 
 const ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME;
 
@@ -130,31 +131,36 @@ function identityOf(file: Fd, source: Source): string {
 /** `file` is used up. */
 async function opened(file: Fd, source: Source, identity: string, byBlock: boolean, s: For): Promise<Image> {
   using _file = file;
-  using failed = new DisposableStack();
-  const { path, size, verity, title } = source;
+  const { path, size, title } = source;
   const is = fstatSync(file.n).size;
   if (is !== size) throw new Error(`${path} has ${is} bytes, not ${size}`);
   const began = performance.now();
-  let device: Fd;
-  if (byBlock) {
-    const tree = path.replace(/(\.img)?$/, ".hash.img");
-    const name = deviceName(title);
-    device = failed.use(openDevice({ name, root: verity, image: file, size, path, tree }));
-  } else {
-    await hashed(file, source, s);
-    if (identityOf(file, source) !== identity) throw new Error(`${path} has changed while it was hashed`);
-    device = failed.use(attachLoop(file, true, path).fd);
-  }
-  let image: Image;
-  try {
-    image = new Image(source, device, byBlock);
-  } catch (cause) {
-    throw byBlock && isCorrupted(deviceName(title)) ? refused(s, title, "a block", cause) : cause;
-  }
-  failed.move();
+  const open = byBlock ? await proven(file, source, s) : await whole(file, source, identity, s);
+  const image = new Image(source, open, byBlock);
   const how = byBlock ? `proven block by block, as ${title}` : "its hash is right";
   s.log(`${path}: ${how} (${(performance.now() - began).toFixed(0)} ms)`);
   return image;
+}
+
+async function proven(file: Fd, source: Source, s: For): Promise<Opened> {
+  const { path, title, verity, size } = source;
+  const wanted = { name: deviceName(title), root: verity, image: file, size, path };
+  try {
+    return await openDevice({ ...wanted, tree: path.replace(/(\.img)?$/, ".hash.img") }, fileSystem(source));
+  } catch (e) {
+    throw e instanceof Corrupted ? refused(s, title, "a block", e.cause) : e;
+  }
+}
+
+async function whole(file: Fd, source: Source, identity: string, s: For): Promise<Opened> {
+  const { path } = source;
+  await hashed(file, source, s);
+  if (identityOf(file, source) !== identity) throw new Error(`${path} has changed while it was hashed`);
+  using failed = new DisposableStack();
+  const device = failed.use(attachLoop(file, true, path).fd);
+  const mount = mountOf(source, device);
+  failed.move();
+  return { device, mount };
 }
 
 /** Throws unless the file that is open is the one that the configuration names. */
@@ -181,28 +187,41 @@ export function watchImages(s: For, on: (error: string) => void): void {
     s.owned.use(watchDevice(image, (what) => on(refused(s, image, what).message)));
 }
 
+const fileSystem = ({ type, data }: Source): FileSystem => ({
+  type,
+  data: data === "" ? "ro" : `ro,${data}`,
+  attributes: ATTRIBUTES,
+});
+
+function mountOf(source: Source, device: Fd): Fd {
+  const { type, data, attributes } = fileSystem(source);
+  return mountAsFd(type, `/proc/self/fd/${device.n}`, data, attributes);
+}
+
 /** One that is open. */
 export class Image {
   /** Where ids cannot be mapped: the owners of its files for each range of ids, by its first. */
   readonly shifts = new Map<number, Promise<Shifted>>();
-  /** Keeps the superblock while no container uses it. */
-  readonly #kept: Fd;
   /** Whether the log names how its writable layers are mounted. */
   #told = false;
 
-  /** `device` is its own from here on, unless this throws. */
+  readonly device: Fd;
+  /** Keeps the superblock while no container uses it. */
+  readonly #kept: Fd;
+
+  /** `opened` is its own from here on. */
   constructor(
     readonly source: Source,
-    readonly device: Fd,
+    opened: Opened,
     readonly byBlock: boolean,
   ) {
-    this.#kept = this.mount();
+    this.device = opened.device;
+    this.#kept = opened.mount;
   }
 
   /** A mount of it, attached nowhere. */
   mount(): Fd {
-    const { type, data } = this.source;
-    return mountAsFd(type, `/proc/self/fd/${this.device.n}`, data === "" ? "ro" : `ro,${data}`, ATTRIBUTES);
+    return mountOf(this.source, this.device);
   }
 
   /** The same, with the ids of the range that begins with `uidStart`. */

@@ -4,19 +4,31 @@
 // devices are. So it outlives us under the containers that use it, the kernel counts them, and whoever comes next finds it
 // by its name and believes it only if its table proves the same root hash. A ledger names it for the moment before.
 import { createHash } from "node:crypto";
-import { fstatSync, rmSync } from "node:fs";
-import { mapperWith, node } from "../run/mapper.ts";
-import { AT_FDCWD, O_NOFOLLOW, O_RDONLY, openat, pread64 } from "../sys/calls.ts";
+import { fstatSync, read as readAt, rmSync } from "node:fs";
+import { promisify } from "node:util";
+import { create, deactivate, mapperWith, node } from "../run/mapper.ts";
+import { type FileSystem, mountMapped } from "../run/mounting.ts";
+import { AT_FDCWD, O_NOFOLLOW, O_RDONLY, openat } from "../sys/calls.ts";
 import { packed } from "../sys/devnum.ts";
 import * as dm from "../sys/dm.ts";
 import { ENXIO, isErrno } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attachLoop } from "../sys/loop.ts";
 import { mem } from "../sys/mem.ts";
+import { mountAsFd } from "../sys/mounts.ts";
 import { now } from "../sys/now.ts";
 import { numberOf } from "../sys/sysfs.ts";
 import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
-import { activate, BLOCK, isTable, readSuperblock, SUPERBLOCK, type Superblock } from "../sys/verity.ts";
+import {
+  BLOCK,
+  deviceUuid,
+  isTable,
+  readSuperblock,
+  SUPERBLOCK,
+  type Superblock,
+  target,
+  UUID_PREFIX,
+} from "../sys/verity.ts";
 
 /** Its processor's own SHA-256, where it has one. */
 const FASTER = process.arch === "x64" ? ["sha256-ssse3"] : [];
@@ -44,28 +56,59 @@ export interface Wanted {
   readonly tree: string;
 }
 
-/** The device, opened; made if it is not there. It stays as long as anybody has it open. */
-export function openDevice(w: Wanted): Fd {
+/** The kernel has refused a block of it. */
+export class Corrupted extends Error {
+  override readonly name = "Corrupted";
+}
+
+export interface Opened {
+  readonly device: Fd;
+  /** Of the file system on it, attached nowhere. */
+  readonly mount: Fd;
+}
+
+/** The device, opened and mounted; made if it is not there, by a child beside the event loop. It stays as long as anybody has it
+ * open. */
+export async function openDevice(w: Wanted, fs: FileSystem): Promise<Opened> {
   using tree = new Fd(now(openat(AT_FDCWD, w.tree, O_RDONLY | O_NOFOLLOW)));
-  const head = headOf(tree, w);
+  const head = await headOf(tree, w);
   if (dm.exists(w.name)) {
     const there = adopted(w, head);
-    if (there) return there;
+    if (there) return mounted(there, fs);
   }
   const image = attachLoop(w.image, true, w.path);
   using _image = image.fd; // the device keeps both
   const hashes = attachLoop(tree, true, w.tree);
   using _hashes = hashes.fd;
-  const held = (fd: Fd) => `/proc/self/fd/${fd.n}`;
-  activate(w.name, held(image.fd), held(hashes.fd), head, w.root);
-  const device = opened(w.name);
-  dm.ask(dm.remove(w.name, true));
-  return device;
+  const uuid = deviceUuid(w.name, head);
+  const targets = [target(head, w.root, image.device, hashes.device)];
+  const number = create(w.name, uuid);
+  try {
+    const made = await mountMapped({ name: w.name, uuid, number, targets, readOnly: true }, fs);
+    dm.ask(dm.remove(w.name, true));
+    return made;
+  } catch (cause) {
+    const corrupted = isCorrupted(w.name);
+    await deactivate(w.name);
+    throw corrupted ? new Corrupted(w.name, { cause }) : cause;
+  }
 }
 
-function headOf(tree: Fd, w: Wanted): Superblock {
+/** The superblock of a device that is there is in memory: its containers have it. */
+function mounted(device: Fd, { type, data, attributes }: FileSystem): Opened {
+  try {
+    return { device, mount: mountAsFd(type, `/proc/self/fd/${device.n}`, data, attributes) };
+  } catch (e) {
+    device.close();
+    throw e;
+  }
+}
+
+const read = promisify(readAt);
+
+async function headOf(tree: Fd, w: Wanted): Promise<Superblock> {
   const bytes = mem(SUPERBLOCK);
-  const length = now(pread64(tree.n, bytes, 0));
+  const { bytesRead: length } = await read(tree.n, bytes, 0, SUPERBLOCK, 0);
   let head: Superblock;
   try {
     head = readSuperblock(bytes.subarray(0, length));
@@ -122,8 +165,6 @@ export function isCorrupted(name: string): boolean {
 
 /** What the kernel adds to the event of a device: which kind of block, and its number (drivers/md/dm-verity-target.c). */
 const CORRUPTED = "DM_VERITY_ERR_BLOCK_NR";
-/** DM_UUID_LEN: how libcryptsetup begins the uuid of a verity device. */
-const UUID = "CRYPT-VERITY-";
 
 interface Watched {
   readonly name: string;
@@ -140,7 +181,7 @@ export function watchDevice(name: string, on: (what: string) => void): Disposabl
   if (!dm.exists(name)) return { [Symbol.dispose]() {} };
   const { uuid, device } = dm.ask(dm.status(name));
   const w: Watched = { name, device, on };
-  if (!uuid.startsWith(UUID)) return { [Symbol.dispose]() {} };
+  if (!uuid.startsWith(UUID_PREFIX)) return { [Symbol.dispose]() {} };
   watched.add(w);
   listening ??= listen();
   if (isCorrupted(name)) tell(w, "a block");

@@ -345,6 +345,12 @@ test("certificates that lie in a token, by their PKCS #11 URIs: the signer's bes
         both.replace(/\s/g, ""),
       );
     }
+  const other = async (cert: string) => (await sign("guestos", conf, cert)).err;
+  expect(await other("pkcs11:object=x?module-path=/no/such.so")).toBe(
+    "guestos: /no/such.so: no such PKCS #11 module\n",
+  );
+  expect(await other("pkcs11:object=%zz")).toStartWith('guestos: pkcs11:object=%zz: a "%" without');
+  expect(await other("")).toBe("guestos: a file without a name\n");
   const none = await sign("guestos", conf, uri("nobody"));
   expect(none.status).toBe(1);
   expect(none.err).toContain("guestos: pkcs11:token=developers;object=nobody: no such certificate");

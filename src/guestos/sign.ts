@@ -20,6 +20,7 @@ export function beside(conf: string, extension: "sig" | "cert"): string {
 
 /** The bytes of a file, or of a pipe: `--key <(decrypt key)`. */
 export async function bytesOf(path: string): Promise<Uint8Array> {
+  if (path === "") throw new Error("a file without a name");
   if ((await stat(path)).isDirectory()) throw new Error(`${path}: a folder, not a file`);
   return await Bun.file(path).bytes();
 }

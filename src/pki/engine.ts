@@ -1,5 +1,6 @@
 // Private keys and certificates in a smartcard or an HSM, named by a PKCS #11 URI (RFC 7512): libcrypto's engine "pkcs11", which
 // the original's tools ask as well. The key never comes here; what is to be signed goes there.
+import { existsSync } from "node:fs";
 import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
 import { address } from "../sys/encode.ts";
 import { Struct } from "../sys/mem.ts";
@@ -17,6 +18,11 @@ function parts(uri: string): { module: string | undefined; object: string } {
   const words = query.split("&").filter(Boolean);
   const is = (word: string) => word.startsWith("module-path=");
   const module = words.find(is)?.slice("module-path=".length);
+  try {
+    decodeURIComponent(uri);
+  } catch {
+    throw new Error(`${uri}: a "%" without two hexadecimal digits of UTF-8 after it`);
+  }
   const others = words.filter((word) => !is(word));
   return {
     module: module === undefined ? undefined : decodeURIComponent(module),
@@ -28,6 +34,7 @@ function parts(uri: string): { module: string | undefined; object: string } {
  * source of it or the token asks for none. The caller frees it; what it loaded keeps it. */
 function asked(uri: string, pin: Uint8Array): { engine: Pointer; object: string } {
   const { module, object } = parts(uri);
+  if (module !== undefined && !existsSync(module)) throw new Error(`${module}: no such PKCS #11 module`);
   must(C.OPENSSL_init_crypto(ENGINE_DYNAMIC, null), "OPENSSL_init_crypto");
   const engine = C.ENGINE_by_id(string("pkcs11"));
   if (engine === null)

@@ -1,26 +1,65 @@
-// Mount a file system that may keep us waiting (a journal to replay, on an encrypted volume): done by a child, from which
-// the mount, attached nowhere, comes as a descriptor.
+// Mount a file system that may keep us waiting (a journal to replay, on an encrypted volume; a verity device that is made for
+// it): done by a child, from which the mount, attached nowhere, comes as a descriptor.
+import { rmSync } from "node:fs";
 import {
+  AT_FDCWD,
   dup3,
   FSCONFIG_CMD_CREATE,
   FSCONFIG_SET_STRING,
   fsconfig,
   fsmount,
   fsopen,
+  O_RDONLY,
+  O_RDWR,
+  openat,
   pidfdGetfd,
   signal,
   wait,
 } from "../sys/calls.ts";
+import * as dm from "../sys/dm.ts";
 import { SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { options } from "../sys/mounts.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg, show } from "../sys/op.ts";
 import { Hand } from "./hand.ts";
+import { type Created, node } from "./mapper.ts";
 
-const [FS, MOUNT] = [new Reg(0), new Reg(1)];
-/** Where the child keeps the mount for us. */
-const LEFT = 100;
+const [FS, MOUNT, CONTROL, DEVICE] = [new Reg(0), new Reg(1), new Reg(2), new Reg(3)];
+/** Where the child keeps the mount for us, and the device. */
+const [LEFT, LEFT_DEVICE] = [100, 101];
+
+export interface FileSystem {
+  readonly type: string;
+  /** Options, "a,b=c". */
+  readonly data: string;
+  /** Of the mount: MOUNT_ATTR_. */
+  readonly attributes: number;
+}
+
+const steps = ({ type, data, attributes }: FileSystem, source: string): Op[] => [
+  fsopen(type, FS),
+  fsconfig(FS, FSCONFIG_SET_STRING, "source", source),
+  ...options(FS, data),
+  fsconfig(FS, FSCONFIG_CMD_CREATE, null),
+  fsmount(FS, attributes, MOUNT),
+  dup3(MOUNT, LEFT),
+];
+
+/** What a child that did all of it has left where it was told to. */
+async function left(ops: readonly Op[], places: readonly number[], what: string): Promise<Fd[]> {
+  using hand = new Hand([], (talk) => [...ops, signal(talk), wait(talk)]);
+  if (await hand.heard()) {
+    const taken = places.map((place) => new Fd(now(pidfdGetfd(hand.pidfd, place))));
+    hand.go();
+    await hand.gone; // with its copies: whoever closes the mount may want the device next
+    return taken;
+  }
+  const outcome = await hand.outcome();
+  const step = "status" in outcome ? undefined : ops[outcome.step];
+  if ("status" in outcome || !step) throw new Error(`${what}: not done in time`);
+  throw new SysError(outcome.errno, `${what}: ${show(step)}`, outcome.step);
+}
 
 export async function mountBeside(
   type: string,
@@ -28,24 +67,33 @@ export async function mountBeside(
   data: string,
   attributes: number,
 ): Promise<Fd> {
-  const ops: Op[] = [
-    fsopen(type, FS),
-    fsconfig(FS, FSCONFIG_SET_STRING, "source", source),
-    ...options(FS, data),
-    fsconfig(FS, FSCONFIG_CMD_CREATE, null),
-    fsmount(FS, attributes, MOUNT),
-    dup3(MOUNT, LEFT),
+  const ops = steps({ type, data, attributes }, source);
+  const [mount] = await left(ops, [LEFT], `mounting ${type} from ${source}`);
+  return mount!;
+}
+
+/** Put its table into a device that has been created, open it, and mount what is on it, by one child. Its node is there for this
+ * alone. Whoever fails removes the device. */
+export async function mountMapped(d: Created, fs: FileSystem): Promise<{ device: Fd; mount: Fd }> {
+  const requests = [dm.load(d.name, d.targets, d), dm.resume(d.name)];
+  const first = [
+    openat(AT_FDCWD, dm.CONTROL, O_RDWR, 0, CONTROL),
+    ...requests.map((r) => dm.toKernel(CONTROL, r)),
   ];
-  using hand = new Hand([], (talk) => [...ops, signal(talk), wait(talk)]);
-  if (await hand.heard()) {
-    const mount = new Fd(now(pidfdGetfd(hand.pidfd, LEFT)));
-    hand.go();
-    await hand.gone; // with its copy: whoever closes the mount may want the device next
-    return mount;
+  const path = node(d.name, d.number);
+  const ops = [
+    ...first,
+    openat(AT_FDCWD, path, O_RDONLY, 0, DEVICE),
+    dup3(DEVICE, LEFT_DEVICE),
+    ...steps(fs, `/proc/self/fd/${LEFT_DEVICE}`),
+  ];
+  try {
+    const [mount, device] = await left(ops, [LEFT, LEFT_DEVICE], `mounting ${fs.type} from ${d.name}`);
+    return { device: device!, mount: mount! };
+  } catch (e) {
+    const request = e instanceof SysError && e.step !== undefined && requests[e.step - 1];
+    throw request ? dm.refusal(request, (e as SysError).errno) : e;
+  } finally {
+    rmSync(path, { force: true });
   }
-  const outcome = await hand.outcome();
-  const what = `mounting ${type} from ${source}`;
-  const step = "status" in outcome ? undefined : ops[outcome.step];
-  if ("status" in outcome || !step) throw new Error(`${what}: not done in time`);
-  throw new SysError(outcome.errno, `${what}: ${show(step)}`);
 }

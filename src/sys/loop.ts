@@ -1,5 +1,6 @@
 // Loop devices (loop(4), linux/loop.h): a file as a block device, configured in one call and freed by the kernel
 // when its last user is gone, so that a crash of ours leaves none behind.
+import { fstatSync } from "node:fs";
 import { AT_FDCWD, ioctl, O_RDONLY, O_RDWR, openat } from "./calls.ts";
 import { EBUSY, ENXIO, SysError } from "./error.ts";
 import { Fd } from "./fd.ts";
@@ -17,6 +18,8 @@ export interface Loop {
   readonly fd: Fd;
   /** "/dev/loop7" */
   readonly path: string;
+  /** Its number, as st_rdev is. */
+  readonly device: number;
 }
 
 /** Attach the file open as `file`. `name` is what losetup(8) shows. */
@@ -33,7 +36,7 @@ export function attachLoop(file: Fd, readOnly: boolean, name: string): Loop {
     const fd = new Fd(now(openat(AT_FDCWD, path, readOnly ? O_RDONLY : O_RDWR)));
     const configure = ioctl(fd.n, LOOP_CONFIGURE, config);
     const result = attempt(configure);
-    if (result >= 0) return { fd, path };
+    if (result >= 0) return { fd, path, device: fstatSync(fd.n).rdev };
     fd.close();
     if (result !== -EBUSY && result !== -ENXIO)
       throw new SysError(-result, `${path}: ${show(configure)}: ${name}`);

@@ -7,11 +7,13 @@ import { counts } from "../../test/counts.ts";
 import {
   BLOCK,
   checkTree,
+  deviceUuid,
   isTable,
   makeTree,
   readSuperblock,
   SUPERBLOCK,
   type Superblock,
+  target,
 } from "./verity.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "verity-"));
@@ -32,6 +34,21 @@ const bytes = whole.subarray(0, SUPERBLOCK);
 
 const veritysetup = (hash: string): number =>
   Bun.spawnSync(["veritysetup", "verify", image, tree, hash], { stderr: "ignore" }).exitCode;
+
+test("target(): the table that isTable() believes, and no longer a uuid than the device-mapper takes", () => {
+  const made = target(head, root, 0x700, 0x701);
+  const salt = Buffer.from(head.salt).toString("hex");
+  expect(made).toEqual({
+    sectors: BLOCKS * 8,
+    type: "verity",
+    parameters: `1 7:0 7:1 4096 4096 ${BLOCKS} 1 sha256 ${root} ${salt}`,
+  });
+  expect(isTable(made.parameters as string, head, root)).toBe(true);
+  const bare = { ...head, salt: new Uint8Array() };
+  expect(isTable(target(bare, root, 1, 2).parameters as string, bare, root)).toBe(true);
+  expect(deviceUuid("web-1-root", head)).toBe("CRYPT-VERITY-0123456789ab4cde8f0123456789abcd-web-1-root");
+  expect(deviceUuid("x".repeat(127), head)).toHaveLength(128);
+});
 
 test("makeTree(): veritysetup takes it, with this root hash and no other", () => {
   expect(veritysetup(root)).toBe(0);

@@ -1,15 +1,19 @@
-// dm-verity through libcryptsetup: a hash tree over an image, and a device that answers a read only with what the tree,
-// and so its root hash, says. Format 1 of the kernel (Documentation/admin-guide/device-mapper/verity.rst) with SHA-256
+// dm-verity: a hash tree over an image, which libcryptsetup makes, and the table of a device that answers a read only with what
+// the tree, and so its root hash, says. Format 1 of the kernel (Documentation/admin-guide/device-mapper/verity.rst) with SHA-256
 // and blocks of 4096 bytes, which is what veritysetup(8) makes.
 //
 // Of a tree's superblock nothing is believed: it is not signed. What could weaken the proof (the algorithm, the sizes) must
 // be what it always is; the salt may be anything, since the root hash stands for it.
 import { type Cryptsetup, type Context as Handle, logger, open } from "../../ffi/cryptsetup.ts";
+import { numbered } from "./devnum.ts";
+import { type Target, UUID_LENGTH } from "./dm.ts";
 import { address } from "./encode.ts";
 import { errnoName, SysError } from "./error.ts";
 import { mem, Struct } from "./mem.ts";
 
 export const BLOCK = 4096;
+/** Of the device-mapper's tables. */
+const SECTOR = 512;
 export const SUPERBLOCK = 512;
 const MAGIC = "verity\0\0";
 const VERSION = 1;
@@ -23,7 +27,7 @@ const BLOCKS_MAX = 2n ** 53n / BigInt(BLOCK) - 1n;
 // libcryptsetup.h
 const CRYPT_LOG_ERROR = 1;
 const CRYPT_ANY_SLOT = -1;
-const [NO_HEADER, CHECK_HASH, CREATE_HASH] = [1, 2, 4];
+const [CHECK_HASH, CREATE_HASH] = [2, 4];
 const CRYPT_ACTIVATE_READONLY = 1;
 
 /** What a tree says of itself. */
@@ -79,7 +83,6 @@ function cryptsetup(): { library: Cryptsetup; said: string[] } {
     if (level === CRYPT_LOG_ERROR) said.push(message.trim());
   });
   library.crypt_set_log_callback(null, log, null);
-  library.dm_udev_set_sync_support(0); // we make our nodes ourselves: it need not wait for a udev
   loaded = { library, said };
   return loaded;
 }
@@ -134,7 +137,7 @@ class Context implements Disposable {
       .u32(BLOCK)
       .u32(BLOCK)
       .u64(blocks)
-      .u64((flags & NO_HEADER) !== 0 ? BLOCK : 0) // the first block of hashes, or the superblock
+      .u64(0) // hash_area_offset: the superblock
       .skip(12) // fec_area_offset, fec_roots
       .u32(flags).bytes;
     this.#kept.push(algorithm, data, bytes, params);
@@ -148,12 +151,6 @@ class Context implements Disposable {
       this.#library.crypt_format(this.#cd, type, null, null, uuid, null, 0, params),
       `crypt_format(${image})`,
     );
-    // Without a tree to make, it does not look at the image itself.
-    if ((flags & CREATE_HASH) === 0)
-      this.#judge(
-        this.#library.crypt_set_data_device(this.#cd, zeroTerminated(image)),
-        `crypt_set_data_device(${image})`,
-      );
   }
 
   load(flags: number, image: string, head: Superblock): void {
@@ -170,13 +167,12 @@ class Context implements Disposable {
     return Buffer.from(digest).toString("hex");
   }
 
-  /** Without a name, only what the flags of load() ask for is done. */
-  activate(name: string | null, root: string): void {
+  /** What the flags of load() ask for; no device is made. */
+  check(root: string): void {
     const digest = new Struct(DIGEST).raw(Buffer.from(root, "hex")).bytes;
-    const called = name === null ? null : zeroTerminated(name);
     this.#judge(
-      this.#library.crypt_activate_by_volume_key(this.#cd, called, digest, DIGEST, CRYPT_ACTIVATE_READONLY),
-      `crypt_activate_by_volume_key(${name ?? ""})`,
+      this.#library.crypt_activate_by_volume_key(this.#cd, null, digest, DIGEST, CRYPT_ACTIVATE_READONLY),
+      "crypt_activate_by_volume_key()",
     );
   }
 
@@ -198,19 +194,28 @@ export function makeTree(image: string, tree: string, head: Superblock): string 
 export function checkTree(image: string, tree: string, head: Superblock, root: string): void {
   using context = new Context(tree);
   context.load(CHECK_HASH, image, head);
-  context.activate(null, root);
+  context.check(root);
 }
 
-/** Make the device `name` over two block devices; the image is not read for it. */
-export function activate(name: string, image: string, tree: string, head: Superblock, root: string): void {
-  using context = new Context(tree);
-  context.format(NO_HEADER, image, head);
-  context.activate(name, root);
+/** How libcryptsetup begins the uuid of a verity device, by which the original's tools know it. */
+export const UUID_PREFIX = "CRYPT-VERITY-";
+
+/** As libcryptsetup makes it, and cuts it. */
+export const deviceUuid = (name: string, { uuid }: Pick<Superblock, "uuid">): string =>
+  `${UUID_PREFIX}${uuid.replaceAll("-", "")}-${name}`.slice(0, UUID_LENGTH - 1);
+
+const salted = (salt: Uint8Array): string => (salt.length === 0 ? "-" : Buffer.from(salt).toString("hex"));
+
+/** The whole table of a device over two others, whose numbers are given as st_rdev is. */
+export function target({ blocks, salt }: Superblock, root: string, image: number, tree: number): Target {
+  const devices = [image, tree].map(numbered);
+  const words = [HASH_TYPE, ...devices, BLOCK, BLOCK, blocks, 1, ALGORITHM, root, salted(salt)];
+  return { sectors: (blocks * BLOCK) / SECTOR, type: "verity", parameters: words.join(" ") };
 }
 
 /** Whether a device's table (dm-ioctl's "table" status) says that it proves the same. */
 export function isTable(text: string, { blocks, salt }: Superblock, root: string): boolean {
-  const [version, _image, _tree, dataBlock, hashBlock, count, first, algorithm, digest, salted, ...options] =
+  const [version, _image, _tree, dataBlock, hashBlock, count, first, algorithm, digest, salting, ...options] =
     text.trim().split(" ");
   return (
     options.length === 0 && // "ignore_corruption" is one
@@ -218,6 +223,6 @@ export function isTable(text: string, { blocks, salt }: Superblock, root: string
       [HASH_TYPE, BLOCK, BLOCK, blocks, 1].join(" ") &&
     algorithm === ALGORITHM &&
     digest === root &&
-    salted === (salt.length === 0 ? "-" : Buffer.from(salt).toString("hex"))
+    salting === salted(salt)
   );
 }
