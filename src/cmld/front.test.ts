@@ -61,7 +61,7 @@ const noExec: Exec = () => {
   throw new Error("nothing runs here");
 };
 
-async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
+async function daemon({ os = true, hosted = true, exec = noExec, scd = judge() } = {}) {
   const base = mkdtempSync(join(tmpdir(), "front-"));
   folders.push(base);
   if (os) installed(base);
@@ -92,7 +92,7 @@ async function daemon({ os = true, hosted = true, exec = noExec } = {}) {
       forget: () => {},
       exitOf: async () => undefined,
     },
-    scd: judge(),
+    scd,
     log: new Journal({ name: LOG_NAME, directory: logs }),
     exec,
     network: noNetwork,
@@ -325,6 +325,48 @@ test("a token asks for a PIN, NONE ignores it", async () => {
     container_start_params: { key: new Uint8Array() },
   });
   expect(b).toMatchObject({ response: Response.CONTAINER_START_EINTERNAL });
+});
+
+test("each refusal of a token has its reply, at a start and at a stop (spec/core.md 2.3)", async () => {
+  const [Ask, Say] = [proto.DaemonToToken.Code, proto.TokenToDaemon.Code];
+  let [refuses, code] = [Ask.UNLOCK, Say.UNLOCK_FAILED];
+  const granted = judge();
+  const { base, client } = await daemon({
+    scd: {
+      ...granted,
+      token: async (r) => {
+        if (r.code === refuses) return proto.TokenToDaemon.create({ code });
+        if (r.code !== Ask.WRAP_KEY) return await granted.token(r);
+        return proto.TokenToDaemon.create({ code: Say.WRAPPED_KEY, wrapped_key: new Uint8Array(648) });
+      },
+    },
+  });
+  const c = client();
+  const config = 'name: "x"\nguest_os: "plainos"\ncolor: 0\ntoken_type: SOFT\n';
+  const [made] = await c.ask(Command.CREATE_CONTAINER, { container_config_file: Buffer.from(config) });
+  const [uuid] = made!.container_uuids;
+  const said = async (command: proto.ControllerToDaemon.Command) => {
+    const key = Buffer.from("x");
+    const [answer] = await c.ask(command, { container_uuids: [uuid!], container_start_params: { key } });
+    return Response[answer!.response!];
+  };
+  const both = async () => [await said(Command.CONTAINER_START), await said(Command.CONTAINER_STOP)];
+  for (const folder of ["tokens", `containers/${uuid}`]) mkdirSync(join(base, folder), { recursive: true });
+  writeFileSync(join(base, "containers", uuid!, "token_is_paired"), "");
+  writeFileSync(join(base, "tokens", `${uuid}.p12`), "");
+  for (const [asked, answer, start, stop] of [
+    [Ask.TOKEN_ADD, Say.TOKEN_ADD_FAILED, "CONTAINER_START_TOKEN_UNINIT", "CONTAINER_START_TOKEN_UNINIT"],
+    [Ask.UNLOCK, Say.UNLOCK_FAILED, "CONTAINER_START_UNLOCK_FAILED", "CONTAINER_STOP_UNLOCK_FAILED"],
+    [Ask.UNLOCK, Say.PASSWD_WRONG, "CONTAINER_START_PASSWD_WRONG", "CONTAINER_STOP_PASSWD_WRONG"],
+    [Ask.UNLOCK, Say.LOCKED_TILL_REBOOT, "CONTAINER_LOCKED_TILL_REBOOT", "CONTAINER_LOCKED_TILL_REBOOT"],
+    [Ask.UNLOCK, Say.CMD_UNKNOWN, "CONTAINER_START_EINTERNAL", "CONTAINER_START_EINTERNAL"],
+    [Ask.LOCK, Say.LOCK_FAILED, "CONTAINER_START_LOCK_FAILED", "CONTAINER_STOP_LOCK_FAILED"],
+  ] as const) {
+    [refuses, code] = [asked, answer];
+    expect(await both()).toEqual([start, stop]);
+  }
+  rmSync(join(base, "containers", uuid!, "token_is_paired"));
+  expect(await both()).toEqual(["CONTAINER_START_TOKEN_UNPAIRED", "CONTAINER_START_TOKEN_UNPAIRED"]);
 });
 
 // --- the gate ------------------------------------------------------------------------
