@@ -25,7 +25,10 @@ export interface Calls {
   /** What a process has open, as /proc shows it. */
   descriptors: { ask: { pid: number }; answer: string[] };
   write: { ask: { path: string; text: string }; answer: null };
-  stat: { ask: { path: string }; answer: { size: number; mode: number; uid: number; mtimeMs: number } };
+  stat: {
+    ask: { path: string };
+    answer: { size: number; blocks: number; mode: number; uid: number; mtimeMs: number };
+  };
   hash: { ask: { path: string }; answer: string };
   kill: { ask: { pid: number; signal: string }; answer: null };
   /** What the kernel has said so far. */
@@ -59,8 +62,8 @@ async function answer(r: Request): Promise<unknown> {
       writeFileSync(r.path, r.text);
       return null;
     case "stat": {
-      const { size, mode, uid, mtimeMs } = statSync(r.path);
-      return { size, mode, uid, mtimeMs };
+      const { size, blocks, mode, uid, mtimeMs } = statSync(r.path);
+      return { size, blocks, mode, uid, mtimeMs };
     }
     case "hash":
       return Bun.hash(readFileSync(r.path)).toString(16);

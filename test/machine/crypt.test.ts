@@ -1,9 +1,10 @@
 // Sealed volumes in a machine, whose kernel has the device-mapper: made, opened, grown, and refused when somebody has
 // changed them. dmsetup(8) opens ours, and we open its, by the original's table strings.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { C0 } from "../../src/lib/uuid.ts";
 import { SEED } from "../chance.ts";
 import { counts } from "../counts.ts";
 import { Vm } from "./qemu.ts";
@@ -43,7 +44,8 @@ test("a volume is made once, sealed, and has the same content at the next start;
     const meta = `/data/cml/containers/${WEB}/data.meta.img`;
     await vm.ask("write", { path: meta, text: "no superblock" });
     expect(await control("start", "web")).toContain("superblock is damaged");
-    expect(await control("start", "web")).toContain("ZOMBIE");
+    for (const verb of ["start", "stop"])
+      expect(await control(verb, "web")).toMatch(/CONTAINER_CTRL_EINTERNAL[\s\S]*ZOMBIE/);
     expect(await control("wipe", "web")).toMatch(/^0 /);
     expect(await images()).toEqual([]);
     expect(await vm.ask("list", { path: "/data/cml/keys" })).toEqual([]);
@@ -91,21 +93,51 @@ test("dmsetup opens ours and we open its, in the three modes; what is changed is
   });
 }, 600_000);
 
-test("a backup is restored as another container, by its recovery key alone", async () => {
-  await using vm = Vm.boot({ disks: [file] });
+test("a backup is restored on another machine, by its recovery key alone; core0's volume; volume_discard", async () => {
+  const [one, two] = ["one", "two"].map((name) => join(folder, `${name}.img`)) as [string, string];
+  sealedDisk(join(folder, "one"), one, 512, { core0: "vault", device: { volume_discard: true } });
+  let words = "";
+  {
+    await using vm = Vm.boot({ disks: [one], more: ["-uuid", "00000000-1111-4000-8000-000000000001"] });
+    await telling(vm, async () => {
+      await vm.sees("core0: BOOTING → RUNNING");
+      const { control, dmsetup, start, stop, sh } = inside(vm);
+      expect(vm.said).toContain(`core0: made volume data: ${MIB} MiB, INTEGRITY_ENCRYPT`);
+      expect(await vm.ask("list", { path: "/data/cml/keys" })).toContain(`${C0}.sealed`);
+      expect(await dmsetup("table", `${C0}-data-integrity`)).toContain("allow_discards");
+      await start();
+      for (const device of [`${WEB}-data`, `${WEB}-data-integrity`])
+        expect(await dmsetup("table", device)).toContain("allow_discards");
+      expect(await sh("grep ' /data ' /proc/mounts")).toContain("discard");
+      // What is removed there is not on the disk any more.
+      const image = `/data/cml/containers/${WEB}/data.img`;
+      const stored = async () => (await vm.ask("stat", { path: image })).blocks;
+      expect(await sh("dd if=/dev/urandom of=/data/big bs=1M count=8; sync")).toStartWith("0 ");
+      const full = await stored();
+      expect(await sh("rm /data/big; sync")).toBe("0 ");
+      for (let left = 200; full - (await stored()) < (6 << 20) / 512; left--) {
+        if (left === 0) throw new Error(`${await stored()} of ${full} blocks are still there`);
+        await Bun.sleep(50); // ext4 discards after its commit, and tells nobody
+      }
+      expect(await sh("echo saved > /data/saved; sync")).toBe("0 ");
+      expect(await control("export", "web", "/data/web.backup")).toContain("stop it first");
+      await stop();
+      expect(await control("export", "web", "/data/web.backup")).toContain("it has no recovery key");
+      words = /^0 ((?:[a-z]{5}-){8}[a-z]{5})$/m.exec(await control("recovery_key", "web"))![1]!;
+      expect(await control("export", "web", "/data/web.backup")).toMatch(/^0 /);
+      expect((await vm.ask("stat", { path: "/data/web.backup" })).mode & 0o777).toBe(0o600);
+      await vm.monitor("system_powerdown");
+      await vm.ended();
+    });
+  }
+  const backup = join(folder, "web.backup");
+  const read = Bun.spawnSync(["debugfs", "-R", `dump /web.backup ${backup}`, `${one}?offset=${1 << 20}`]);
+  expect([read.exitCode, existsSync(backup)]).toEqual([0, true]);
+  sealedDisk(join(folder, "two"), two, 512, { empty: true, file: backup });
+  await using vm = Vm.boot({ disks: [two], more: ["-uuid", "00000000-1111-4000-8000-000000000002"] });
   await telling(vm, async () => {
     await vm.sees("core0: BOOTING → RUNNING");
-    const { control, start, stop, sh } = inside(vm);
-    await start();
-    expect(await sh("echo saved > /data/saved; sync")).toBe("0 ");
-    expect(await control("export", "web", "/data/web.backup")).toContain("stop it first");
-    await stop();
-    expect(await control("export", "web", "/data/web.backup")).toContain("it has no recovery key");
-    const words = /^0 ((?:[a-z]{5}-){8}[a-z]{5})$/m.exec(await control("recovery_key", "web"))![1]!;
-    expect(await control("export", "web", "/data/web.backup")).toMatch(/^0 /);
-    expect((await vm.ask("stat", { path: "/data/web.backup" })).mode & 0o777).toBe(0o600);
-    expect(await control("remove", "web")).toMatch(/^0 /);
-
+    const { control, stop, sh } = inside(vm);
     const restore = async (said: string) => {
       const argv = ["/usr/sbin/control", "import", "/data/web.backup"];
       const { status, stdout, stderr } = await vm.ask("run", { argv, stdin: `${said}\n` });
@@ -115,7 +147,8 @@ test("a backup is restored as another container, by its recovery key alone", asy
     expect(await restore("lusab-babad-gutih-tugad-lusab-babad-gutih-tugad-tizol")).toContain("recovery key");
     expect(await control("list")).not.toContain('"web"');
     expect(await restore(words)).toMatch(/^0 /);
-    await start();
+    expect(await control("start", "web")).toContain("CONTAINER_START_OK");
+    await vm.sees("web: BOOTING → RUNNING");
     expect(await sh("cat /data/saved")).toBe("0 saved\n");
     await stop();
   });

@@ -1,11 +1,12 @@
 // What tests of sealed volumes share: a guest with a volume of its own, a container of it, and words for what happens in
 // the machine.
 import { expect } from "bun:test";
-import { linkSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { copyFileSync, linkSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
 import { signed } from "../../initramfs/pki.ts";
 import { CORE0, seed } from "../../initramfs/seed.ts";
+import type { IDeviceConfig } from "../../proto/gen/proto.js";
 import type { Vm } from "./qemu.ts";
 
 export const WEB = "11111111-1111-4111-8111-111111111111";
@@ -23,15 +24,31 @@ export function guest(base: string, name: string, image: string, type: string): 
   signed(at(`${name}-1.conf`));
 }
 
+export interface Sealed {
+  /** core0's GuestOS: vault has a volume of its own. */
+  readonly core0?: "core0" | "vault";
+  readonly device?: Partial<IDeviceConfig>;
+  /** Without web. */
+  readonly empty?: true;
+  /** A file to put beside /data/cml. */
+  readonly file?: string;
+}
+
 /** A data disk with core0 and web, a container of vault, laid out in `folder`. */
-export function sealedDisk(folder: string, image: string, mib: number): void {
+export function sealedDisk(folder: string, image: string, mib: number, what: Sealed = {}): void {
   const data = join(folder, "data");
   const base = join(data, "cml");
+  const c0os = what.core0 ?? "core0";
   seed(base, {
     guests: ["core0-1", "busybox-1"],
-    containers: [CORE0, { uuid: WEB, name: "web", guest_os: "vault" }],
+    containers: [
+      { ...CORE0, guest_os: c0os },
+      ...(what.empty ? [] : [{ uuid: WEB, name: "web", guest_os: "vault" }]),
+    ],
+    device: { c0os, ...what.device },
   });
   guest(base, "vault", "data", "EMPTY");
+  if (what.file !== undefined) copyFileSync(what.file, join(data, basename(what.file)));
   disk(image, mib, data);
 }
 
