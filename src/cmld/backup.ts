@@ -133,11 +133,6 @@ export class Restoration implements AsyncDisposable {
     this.#recovery = recovery;
   }
 
-  /** What the container is called and how it is configured, as soon as it is known. */
-  get about(): About | undefined {
-    return this.#about;
-  }
-
   async push(chunk: Uint8Array): Promise<void> {
     this.#rest = this.#rest.length === 0 ? Buffer.from(chunk) : Buffer.concat([this.#rest, chunk]);
     if (!this.#under && !(await this.#begin())) return;

@@ -8,6 +8,7 @@
 // the log. Nothing here decides whether a container may be changed now; the callers know what runs.
 
 import { randomBytes } from "node:crypto";
+import { existsSync } from "node:fs";
 import { mkdir, readdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
@@ -25,6 +26,9 @@ import {
 } from "./config.ts";
 import { ID_RANGE } from "./modules/users.ts";
 import { SIGNATURE_MAX, type Signature, signatureOf, type Trust } from "./trust.ts";
+
+/** In a container's folder while it is being created: without its .conf all of it goes. */
+export const FILLING = ".filling";
 
 /** First host id of range 0, and from range to range; as the original. */
 const IDS_START = 100_000;
@@ -176,8 +180,9 @@ export class Containers {
     return { source, ...readContainer(source, this.#rules(false)) };
   }
 
-  /** Store a new container. Either all its files are there afterwards, or none. */
-  create(draft: Draft, signature?: Signature, uuid = newUuid()): Promise<Stored> {
+  /** Store a new container. Either all its files are there afterwards, or none. `fill`: its folder gets what it begins with, and
+   * FILLING as long as that alone may be there. */
+  create(draft: Draft, signature?: Signature, uuid = newUuid(), fill?: () => Promise<void>): Promise<Stored> {
     return this.#turn(async () => {
       const { folder } = this.#around;
       if (this.#all.has(uuid)) throw new Error(`container ${uuid} exists already`);
@@ -191,7 +196,9 @@ export class Containers {
         await mkdir(join(folder, uuid), { recursive: true, mode: 0o755 });
         await this.#writeIndex(uuid, index);
         await this.#writeCreated(uuid, created);
+        await fill?.();
         await this.#writeConfig(stored, draft, signature);
+        if (fill) await removeSynced(join(folder, uuid), [FILLING]);
       } catch (cause) {
         await this.#removeFiles(uuid).catch(() => {});
         throw new Error(`store container ${shownName(stored.config.name)}`, { cause });
@@ -243,7 +250,7 @@ export class Containers {
     for (const uuid of uuids) {
       if (!isUuid(uuid) || there.has(`${uuid}.conf`)) continue;
       try {
-        if (there.has(uuid)) await rmdir(join(folder, uuid));
+        if (there.has(uuid) && !existsSync(join(folder, uuid, FILLING))) await rmdir(join(folder, uuid));
         await this.#removeFiles(uuid);
       } catch (e) {
         log(`${join(folder, uuid)}: there is no ${uuid}.conf; what else there is stays: ${chain(e)}`);

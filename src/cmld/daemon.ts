@@ -9,7 +9,7 @@ import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import { Turns } from "../lib/turns.ts";
-import { C0 } from "../lib/uuid.ts";
+import { C0, newUuid } from "../lib/uuid.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY, openat } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
@@ -47,6 +47,7 @@ import { ID_RANGE } from "./modules/users.ts";
 import { imageName, volumeFile, volumeSize } from "./modules/volumes.ts";
 import { typedPin } from "./pinpad.ts";
 import {
+  clearUnfinished,
   keyWithoutToken,
   makeRecoveryKey,
   type Owner,
@@ -216,11 +217,11 @@ export class Manager implements Daemon {
     await this.#oses.load();
     if (!host.hosted && this.#oses.all().length === 0)
       throw new Error("no guest operating system is installed");
+    await clearUnfinished(host.base);
     await this.#reload();
     await this.#adopt();
     for (const name of this.#m.store.names()) this.#m.store.forget(name); // of containers that are gone
     await this.#oses.purge();
-    await rm(restoringFolder(host.base), { recursive: true, force: true }); // interrupted
     if (existsSync(join(host.base, "keys"))) await sweep(join(host.base, "keys"));
     log.info(
       `loaded ${this.#all.size} containers, ${this.#oses.all().length} guest operating systems` +
@@ -520,14 +521,12 @@ export class Manager implements Daemon {
     devices.checkClaims({ host: this.#m.host, uuid: "" }, draft.config);
     if ([...this.#all.values()].some((c) => c.config.name === draft.config.name))
       this.#m.log.warn(`a container named ${shownName(draft.config.name)} exists already: name them by uuid`);
-    const stored = await this.#store.create(draft, signed);
-    try {
-      await restored?.settle({ uuid: stored.uuid, imageDir: this.#imageDir(stored.uuid) });
-    } catch (e) {
-      await this.#store.remove(stored.uuid);
-      await forgetKey(join(this.#m.host.base, "keys"), stored.uuid).catch(() => {}); // why it failed is to be told
+    const uuid = newUuid();
+    const fill = restored && (() => restored.settle({ uuid, imageDir: this.#imageDir(uuid) }));
+    const stored = await this.#store.create(draft, signed, uuid, fill).catch(async (e) => {
+      if (fill) await forgetKey(join(this.#m.host.base, "keys"), uuid).catch(() => {}); // why it failed is to be told
       throw e;
-    }
+    });
     const c = this.#add(stored);
     await hotplug.reconsider(); // a token is kept from others from now on
     await this.#rebind(c);

@@ -1,14 +1,16 @@
 // Recovery keys, backups and what is restored from them, for the daemon: which key, which files, where to. What a backup is
 // made of is in backup.ts.
 import { existsSync } from "node:fs";
-import { mkdir, readdir, rename } from "node:fs/promises";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { readBounded, synced, writeAtomic } from "../sys/file.ts";
+import { isUuid } from "../lib/uuid.ts";
+import { readBounded, removeSynced, synced, writeAtomic } from "../sys/file.ts";
 import { seal } from "../sys/sealed.ts";
 import { Secret } from "../sys/secret.ts";
 import { type About, backup, isPart } from "./backup.ts";
+import { FILLING } from "./containers.ts";
 import { STACKED } from "./crypt.ts";
-import { heldKey } from "./keys.ts";
+import { forgetKey, heldKey } from "./keys.ts";
 import { RECOVERY_BYTES, RECOVERY_MAX, unwrap, wrap } from "./recovery.ts";
 
 /** Whose volumes they are. */
@@ -62,12 +64,24 @@ export async function* save(
 /** Where a restoration keeps its files until it is whole; one at a time. */
 export const restoringFolder = (base: string): string => join(base, "restoring");
 
-/** Give a container that was just created, and has an empty folder, the volumes of a whole restoration, and their keys: by its
- * token's first PIN the key becomes the token's. */
+/** Give a container that is being created the volumes of a whole restoration, and their keys: by its token's first PIN the key
+ * becomes the token's. */
 export async function settle(base: string, c: Owner, key: Secret, recovery: Secret): Promise<void> {
+  await writeAtomic(join(restoringFolder(base), FILLING), "");
+  await rename(restoringFolder(base), c.imageDir); // all of them at once
+  await synced(dirname(c.imageDir));
   await mkdir(keysOf(base), { recursive: true, mode: 0o700 });
   await writeAtomic(join(keysOf(base), `${c.uuid}.sealed`), seal(key, c.uuid));
   await writeAtomic(recoveryFile(base, c.uuid), wrap(key, recovery));
-  await rename(restoringFolder(base), c.imageDir); // all of them at once
-  await synced(dirname(c.imageDir));
+}
+
+/** What interrupted restorations left, before the containers are loaded, which removes the rest of it. */
+export async function clearUnfinished(base: string): Promise<void> {
+  await rm(restoringFolder(base), { recursive: true, force: true });
+  const folder = join(base, "containers");
+  for (const uuid of existsSync(folder) ? await readdir(folder) : []) {
+    if (!isUuid(uuid) || !existsSync(join(folder, uuid, FILLING))) continue;
+    if (existsSync(join(folder, `${uuid}.conf`))) await removeSynced(join(folder, uuid), [FILLING]);
+    else await forgetKey(keysOf(base), uuid);
+  }
 }

@@ -422,6 +422,7 @@ const recoveryKey = (call: Call): Promise<number> =>
 async function save(call: Call): Promise<number> {
   const saving = await import("./saving.ts");
   const path = call.given.word("file");
+  saving.checkTarget(path);
   if (!call.given.has("recovery"))
     return await opened(call, Command.EXPORT, (connection) => saving.save(call, connection, path));
   using connection = await call.connect();

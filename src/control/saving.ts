@@ -1,6 +1,17 @@
 // Recovery keys and backups at the terminal: a recovery key is shown once; a backup goes to a file that nobody else may
 // read, and is there whole or not at all.
-import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import {
+  accessSync,
+  closeSync,
+  fsyncSync,
+  constants as modes,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { constants } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { renderUnicodeCompact } from "uqr";
@@ -44,6 +55,13 @@ export async function typed(call: Call): Promise<Uint8Array> {
   await using input = new Input(call.manner === "json");
   using line = await input.secret("Recovery key: ");
   return line.lend((bytes) => fromWords(Buffer.from(bytes).toString("latin1")));
+}
+
+/** Before anybody is asked for anything: a backup takes the place of a file, and of no folder or device. */
+export function checkTarget(path: string): void {
+  accessSync(dirname(path), modes.W_OK);
+  if (statSync(path, { throwIfNoEntry: false })?.isFile() === false)
+    throw new Error(`${path}: not a regular file`);
 }
 
 export async function save(call: Call, connection: Connection, path: string): Promise<number> {

@@ -288,6 +288,20 @@ test("a recovery key is words and a code, and words alone where a code would bre
   }
 });
 
+test("an export takes the place of a file, not of a folder or a device; nobody is asked first", async () => {
+  using daemon = daemonWith(startOk);
+  for (const [path, why] of [
+    [tmpdir(), "not a regular file"],
+    ["/dev/null", "not a regular file"],
+    ["/no/such", "ENOENT"],
+  ] as const) {
+    await using user = seat(daemon, "export", "web", path);
+    expect(await user.ended()).toEqual({ status: 1 });
+    await user.sees(why);
+    expect(user.text).not.toContain("Password");
+  }
+});
+
 test("an export that is interrupted leaves nothing, and no file of somebody else's is written to", async () => {
   const folder = mkdtempSync(join(tmpdir(), "export-"));
   const path = join(folder, "web");

@@ -228,6 +228,34 @@ test("who hangs up with the last word gets the whole container or none; one that
   expect(existsSync(at("restoring"))).toBe(false);
 }, 60_000);
 
+test("kill -9 of cmld while it restores leaves the whole container or nothing", async () => {
+  const [uuid] = await listed();
+  const { export_data: recovery } = await c.ask(Command.RECOVERY_KEY, on(uuid!));
+  const backup = await saved(uuid);
+  const before = await listed();
+  const names = (folder: string) => readdirSync(at(folder)).sort();
+  const [containers, keys] = [names("containers"), names("keys")];
+  for (let i = 0; i < 12; i++) {
+    using killed = await cmld.client();
+    send(killed, backup, recovery!);
+    killed.send(Command.IMPORT, END);
+    await Bun.sleep(8 * i); // from the first piece to the answer, and beyond
+    await cmld.end("SIGKILL");
+    await cmld.start();
+    c[Symbol.dispose]();
+    c = await cmld.client();
+    for (const made of (await listed()).filter((u) => !before.includes(u))) {
+      expect(files(made)).toEqual(images);
+      using key = unseal(readFileSync(at(`keys/${made}.sealed`)), made);
+      expect(key.lend((b) => Buffer.from(b))).toEqual(Buffer.from(KEY));
+      expect(await c.say(Command.REMOVE_CONTAINER, on(made))).toContain("CMD_OK");
+    }
+    expect(names("containers")).toEqual(containers);
+    expect(names("keys")).toEqual(keys);
+    expect(existsSync(at("restoring"))).toBe(false);
+  }
+}, 60_000);
+
 test("no link is followed into a backup, and no fifo waited for", async () => {
   const [uuid] = await listed();
   const image = at("containers", uuid!, "data.img");
