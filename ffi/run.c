@@ -1,12 +1,13 @@
 /* run.c: the shim. One instruction, "do this system call", and three ways to
  * use it: call() does one here and now; run() clones a child and does a list
- * of them there, ending in execve; poller() is a thread that waits on
+ * of them there, ending in execve or exit; poller() is a thread that waits on
  * descriptors and tells the event loop which are ready. survive() lets PID 1
  * outlive a crash of its own runtime.
  *
  * The child executes this file and nothing else. It has a copy of the address
- * space but one thread, so any lock may be held for ever: no libc, no errno,
- * no JavaScript. The poll thread has no thread-local storage: no libc there
+ * space but one thread, so any lock may be held for ever; or it shares the
+ * address space and has somebody else's thread-local storage: no libc, no
+ * errno, no JavaScript. The poll thread has no thread-local storage: no libc there
  * either. Built freestanding, links against nothing. */
 #include <linux/sched.h>
 #include <stdint.h>
@@ -70,20 +71,66 @@ long call(const struct op *o)
 	return sys(o->nr, o->arg);
 }
 
+/* clone3(2) of a child that starts child() on a stack of its own, in c. */
+static long clone_on_stack(const struct clone_args *c, const struct op *ops, uint32_t count, int32_t report)
+{
+#if defined(__x86_64__)
+	register long ret asm("rax") = SYS_clone3;
+	register const struct op *o asm("r8") = ops;
+	register uint64_t n asm("r9") = count;
+	register int64_t r asm("r10") = report;
+	asm volatile("syscall\n"
+		     "test %%rax, %%rax\n"
+		     "jnz 1f\n"
+		     "xor %%ebp, %%ebp\n"
+		     "mov %%r8, %%rdi\n"
+		     "mov %%r9, %%rsi\n"
+		     "mov %%r10, %%rdx\n"
+		     "call *%%rbx\n"
+		     "ud2\n"
+		     "1:" : "+r"(ret) : "D"(c), "S"(sizeof *c), "b"(child), "r"(o), "r"(n), "r"(r)
+		     : "rcx", "r11", "memory", "cc");
+	return ret;
+#elif defined(__aarch64__)
+	register long x8 asm("x8") = SYS_clone3, x0 asm("x0") = (long)c, x1 asm("x1") = sizeof *c;
+	register const struct op *x2 asm("x2") = ops;
+	register uint64_t x3 asm("x3") = count;
+	register int64_t x4 asm("x4") = report;
+	register void *x5 asm("x5") = child;
+	asm volatile("svc 0\n"
+		     "cbnz x0, 1f\n"
+		     "mov x29, xzr\n"
+		     "mov x0, x2\n"
+		     "mov x1, x3\n"
+		     "mov x2, x4\n"
+		     "blr x5\n"
+		     "brk 1\n"
+		     "1:" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "x30", "memory");
+	return x0;
+#endif
+}
+
 /* Returns the child's pid, or -errno; *pidfd receives a pidfd. All signals are
  * blocked from before the clone; the parent's mask comes back here, the
- * child's first op must set its own.
+ * child's first op must set its own if it is to have one.
+ *
+ * stack: for a child that shares our memory (CLONE_VM) and goes on beside us;
+ * 0: it has a copy, or we stand still meanwhile (CLONE_VFORK).
  *
  * pidns >= 0: a pidfd, the child is born in that process' pid namespace; home
  * is a pidfd of ourselves. A process enters a pid namespace only by birth, and
  * which one is a property of the thread that clones: it is changed and changed
  * back here, where no other code of this thread runs in between. */
 long run(const struct op *ops, uint32_t count, uint64_t flags, int32_t cgroup, int32_t report, int32_t *pidfd,
-	 int32_t exit_signal, int32_t pidns, int32_t home)
+	 int32_t exit_signal, int32_t pidns, int32_t home, uint64_t stack, uint64_t stack_size)
 {
 	uint64_t all = ~0ull, old = 0;
 	struct clone_args c = { .flags = flags | CLONE_PIDFD, .pidfd = (uint64_t)pidfd, .exit_signal = exit_signal };
 
+	if (stack) {
+		c.stack = stack;
+		c.stack_size = ((stack + stack_size) & ~15ull) - stack;
+	}
 	if (cgroup >= 0) {
 		c.flags |= CLONE_INTO_CGROUP;
 		c.cgroup = cgroup;
@@ -91,7 +138,7 @@ long run(const struct op *ops, uint32_t count, uint64_t flags, int32_t cgroup, i
 	SYS(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (uint64_t)&all, (uint64_t)&old, 8);
 	long pid = pidns < 0 ? 0 : SYS(SYS_setns, pidns, CLONE_NEWPID);
 	if (pid == 0) {
-		pid = SYS(SYS_clone3, (uint64_t)&c, sizeof c);
+		pid = stack ? clone_on_stack(&c, ops, count, report) : SYS(SYS_clone3, (uint64_t)&c, sizeof c);
 		if (pid == 0)
 			child(ops, count, report);
 	}

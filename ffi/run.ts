@@ -19,9 +19,24 @@ function load<S extends Parameters<typeof dlopen>[1]>(symbols: S) {
 export const run = load({
   /** `long call(const struct op *)`: the result, or -errno. */
   call: { args: [T.ptr], returns: T.i64_fast },
-  /** `long run(ops, count, flags, cgroup, report, *pidfd, exit_signal, pidns, home)`: a pid, or -errno. */
+  /** `long run(ops, count, flags, cgroup, report, *pidfd, exit_signal, pidns, home, stack, stack_size)`: a pid, or
+   * -errno. */
   run: {
-    args: [T.ptr, T.u32, T.u64_fast, T.i32, T.i32, T.ptr, T.i32, T.i32, T.i32],
+    args: [
+      ...([
+        T.ptr,
+        T.u32,
+        T.u64_fast,
+        T.i32,
+        T.i32,
+        T.ptr,
+        T.i32,
+        T.i32,
+        T.i32,
+        T.u64_fast,
+        T.u64_fast,
+      ] as const),
+    ],
     returns: T.i64_fast,
   },
   /** `long poller(epoll, sock)`: the thread's tid, or -errno. */

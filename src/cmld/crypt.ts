@@ -17,7 +17,7 @@ import { constants, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { Turns } from "../lib/turns.ts";
 import { command, must } from "../run/command.ts";
-import { errand } from "../run/errand.ts";
+import { errand } from "../run/hand.ts";
 import { type Created, create, deactivate, establish, mapperWith } from "../run/mapper.ts";
 import { AT_FDCWD, ioctl, O_DIRECTORY, O_RDONLY, O_RDWR, openat, pwrite64 } from "../sys/calls.ts";
 import { numbered } from "../sys/devnum.ts";
@@ -233,10 +233,7 @@ function discarded(path: string, from: number, sectors: number): Promise<void> {
   const BLKDISCARD = 0x1277;
   const range = new Struct(16).u64(from * SECTOR).u64((sectors - from) * SECTOR).bytes;
   const device = new Reg(0);
-  return errand(
-    () => [openat(AT_FDCWD, path, O_RDWR, 0, device), ioctl(device, BLKDISCARD, range)],
-    LIMIT_MS,
-  );
+  return errand([], [openat(AT_FDCWD, path, O_RDWR, 0, device), ioctl(device, BLKDISCARD, range)], LIMIT_MS);
 }
 
 /** The kernel reads a file system's last block before it grows to it. */
@@ -244,7 +241,8 @@ const zeroed = (path: string, at: number, bytes: number): Promise<void> => {
   const device = new Reg(0);
   const zeros = mem(bytes);
   return errand(
-    () => [
+    [],
+    [
       openat(AT_FDCWD, path, O_RDWR, 0, device),
       pwrite64(device, zeros, at),
       { call: "fsync", args: [device] },
@@ -482,7 +480,8 @@ export async function growMounted(mount: Fd, blocks: number): Promise<void> {
   const root = new Reg(0);
   const count = new Struct(8).u64(blocks).bytes;
   await errand(
-    () => [openat(mount.n, ".", O_RDONLY | O_DIRECTORY, 0, root), ioctl(root, EXT4_IOC_RESIZE_FS, count)],
+    [mount.n],
+    [openat(mount.n, ".", O_RDONLY | O_DIRECTORY, 0, root), ioctl(root, EXT4_IOC_RESIZE_FS, count)],
     LIMIT_MS,
   );
 }

@@ -207,7 +207,7 @@ class Hotplug {
     switch (e.action) {
       case "add":
         if (values.get("SUBSYSTEM") === "net" && values.has("IFINDEX"))
-          await arrived(Number(values.get("IFINDEX")), e.path.startsWith("/devices/virtual/"));
+          await arrived(Number(values.get("IFINDEX")), e.path.startsWith("/devices/virtual/net/"));
         else if (synthetic !== undefined) this.#tellOwners(e, number);
         else if (number) await this.#appears(e, number);
         else this.#tellOwners(e, number);

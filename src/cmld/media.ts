@@ -6,7 +6,7 @@
 // second child that has become the container's root in its namespaces: whatever lies on the way there can lead it only
 // to what the container has anyway, and keep it from us for as long as its time allows.
 import { constants, type FileHandle, open } from "node:fs/promises";
-import { errand } from "../run/errand.ts";
+import { errand } from "../run/hand.ts";
 import * as sys from "../sys/calls.ts";
 import { EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENXIO, EROFS, isErrno } from "../sys/error.ts";
 import { Fd, pair } from "../sys/fd.ts";
@@ -146,7 +146,8 @@ async function mounted(
   using sending = theirs;
   const source = `/proc/self/fd/${device.fd}`;
   try {
-    await errand(() => mountOps(type, source, root, readOnly, sending.n, receiving.n), MOUNT_MS);
+    const ops = mountOps(type, source, root, readOnly, sending.n, receiving.n);
+    await errand([device.fd, sending.n, receiving.n], ops, MOUNT_MS);
   } catch (e) {
     if (isErrno(e, EBUSY)) return undefined;
     throw e;
@@ -157,9 +158,8 @@ async function mounted(
   return fd;
 }
 
-/** Become root of the container, in its tree, with nothing of ours but `kept`. */
-const enter = (pidfd: Fd, kept: readonly number[]): Op[] => [
-  ...sys.closeAllBut([...kept, pidfd.n]),
+/** Become root of the container, in its tree. */
+const enter = (pidfd: Fd): Op[] => [
   sys.setns(pidfd.n, sys.CLONE_NEWUSER | sys.CLONE_NEWNS),
   sys.close(pidfd.n),
   sys.setresgid(0),
@@ -180,15 +180,15 @@ const goTo = (names: readonly string[]): Op[] => [
   ]),
 ];
 
-export const attachOps = (mount: number, pidfd: Fd, report: number, place: string): Op[] => [
-  ...enter(pidfd, [report, mount]),
+const attachOps = (mount: number, pidfd: Fd, place: string): Op[] => [
+  ...enter(pidfd),
   ...goTo(["media", "external", place]),
   sys.moveMount(mount, DIR, ""),
 ];
 
 /** For a root that is read-only: a little room of its own on /media. */
-const roomOps = (pidfd: Fd, report: number): Op[] => [
-  ...enter(pidfd, [report]),
+const roomOps = (pidfd: Fd): Op[] => [
+  ...enter(pidfd),
   sys.openat2(sys.AT_FDCWD, "/media", FOLDER, PLAIN, 0, DIR),
   sys.fsopen("tmpfs", FS),
   ...options(FS, "mode=0755,size=64k,nr_inodes=64"),
@@ -224,12 +224,12 @@ export async function insert(m: Medium, h: Host, readOnly: boolean): Promise<Fil
     now(sys.mountSetattr(mount.n, sys.MOUNT_ATTR_IDMAP, 0, userns.n));
   }
   lockFlags([{ fd: mount, isFile: false }], h.stage);
-  const attach = () => errand((report) => attachOps(mount.n, h.pidfd, report, placeOf(m)), ATTACH_MS);
+  const attach = () => errand([mount.n, h.pidfd.n], attachOps(mount.n, h.pidfd, placeOf(m)), ATTACH_MS);
   try {
     await attach();
   } catch (e) {
     if (!isErrno(e, EROFS)) throw e;
-    await errand((report) => roomOps(h.pidfd, report), ATTACH_MS);
+    await errand([h.pidfd.n], roomOps(h.pidfd), ATTACH_MS);
     await attach();
   }
   return type;
@@ -241,8 +241,9 @@ export async function eject(m: Pick<Medium, "node">, h: Pick<Host, "pidfd">): Pr
   const place = placeOf(m);
   try {
     await errand(
-      (report) => [
-        ...enter(h.pidfd, [report]),
+      [h.pidfd.n],
+      [
+        ...enter(h.pidfd),
         sys.openat2(sys.AT_FDCWD, "/media/external", FOLDER, PLAIN, 0, DIR),
         sys.fchdir(DIR),
         { ...sys.umount2(place, sys.MNT_DETACH | UMOUNT_NOFOLLOW), allow: EINVAL },

@@ -8,6 +8,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { errand } from "../run/hand.ts";
 import { launch, reap } from "../run/launch.ts";
 import {
   AT_EMPTY_PATH,
@@ -17,7 +18,6 @@ import {
   close,
   dup3,
   execve,
-  exit,
   MNT_DETACH,
   MOUNT_ATTR_NODEV,
   MOUNT_ATTR_NOEXEC,
@@ -259,13 +259,8 @@ export class Views {
     const views = this.open();
     try {
       using ns = new Fd(now(openat(AT_FDCWD, `/proc/${p.pid}/ns/mnt`, O_RDONLY)));
-      const child = launch([setns(ns.n, CLONE_NEWNS), ...attach(views, true), exit(0)]);
-      using pidfd = child.pidfd;
-      const timer = setTimeout(() => kill(pidfd, SIGKILL), BIND_MS);
-      await child.started().catch((e) => this.#log(`views of /proc: pid ${p.pid}: ${chain(e)}`));
-      await ended(pidfd);
-      clearTimeout(timer);
-      reap(pidfd);
+      const given = [ns.n, ...views.map(({ fd }) => fd.n)];
+      await errand(given, [setns(ns.n, CLONE_NEWNS), ...attach(views, true)], BIND_MS);
     } catch (e) {
       this.#log(`views of /proc: pid ${p.pid}: ${chain(e)}`);
     } finally {

@@ -43,7 +43,7 @@ import {
   type Netlink,
 } from "../sys/netlink.ts";
 import { exists, removal, remove, replace, replacement } from "../sys/nft.ts";
-import { moveRadio } from "../sys/nl80211.ts";
+import { moveRadio, radioOf, wireless } from "../sys/nl80211.ts";
 import { type ContainerConfig, isInterface, parseMac } from "./config.ts";
 import { randomMac } from "./containers.ts";
 import { cardFence, fence, fenceOf, GROUP, ROUTER, routerRules } from "./fences.ts";
@@ -537,9 +537,13 @@ const macOf = (l: Link): string => (l.permanentMac === "" ? l.mac : l.permanentM
 const isNic = (l: Link, nic: Pick<Nic, "parent" | "mac">): boolean =>
   l.parent === nic.parent && macOf(l) === nic.mac;
 
-function radioOf(name: string): number | undefined {
-  const index = `/sys/class/net/${name}/phy80211/index`;
-  return existsSync(index) ? Number(readFileSync(index, "utf8")) : undefined;
+/** The radio of a link, if it is wireless; sysfs shows only those that are with us. */
+function radio(from: Place, l: Link): { wiphy?: number } {
+  if (!wireless()) return {};
+  const [socket] = netlinkIn(from.where, NETLINK_GENERIC);
+  using generic = socket!;
+  const wiphy = radioOf(generic, l.index);
+  return wiphy === undefined ? {} : { wiphy };
 }
 
 /** Names that physical links have had, by address: one that is plugged in again gets its own, unless it is taken. */
@@ -563,7 +567,7 @@ function nameNic(l: Link): string {
   const before = remembered.get(mac);
   if (before !== undefined && !taken.has(before)) return before;
   const reserved = new Set(remembered.values());
-  const prefix = radioOf(l.name) === undefined ? "cmleth" : "cmlwlan";
+  const prefix = radio(here(), l).wiphy === undefined ? "cmleth" : "cmlwlan";
   for (let i = 0; ; i++) {
     const name = `${prefix}${i}`;
     if (!taken.has(name) && !reserved.has(name)) return note(name);
@@ -572,14 +576,13 @@ function nameNic(l: Link): string {
 
 /** Give `g` the link found in `from`, under `name`. */
 async function lend(g: Guest, from: Place, l: Link, name: string): Promise<void> {
-  const wiphy = radioOf(l.name);
   const nic: Nic = {
     kind: "nic",
     uuid: g.uuid,
     name,
     mac: macOf(l),
     parent: l.parent,
-    ...(wiphy !== undefined && { wiphy }),
+    ...radio(from, l),
   };
   try {
     await g.owned.acquire(nic, () => move(from, l, nic, g.netns));
@@ -642,8 +645,7 @@ async function attachCard(
 }
 
 async function makeCard(g: Guest, from: Place, l: Link, card: Card, peers: readonly string[]): Promise<void> {
-  const wiphy = radioOf(l.name);
-  const nic: Nic = { ...card, kind: "nic", ...(wiphy !== undefined && { wiphy }) };
+  const nic: Nic = { ...card, kind: "nic", ...radio(from, l) };
   if (from !== here()) await move(from, l, nic, here().netns);
   using route = routeIn(undefined);
   using filter = idleFilter();

@@ -4,23 +4,23 @@ import { AT_FDCWD, CLONE_NEWUSER, close, exit, O_RDONLY, openat, wait } from "..
 import { Fd, pipe } from "../sys/fd.ts";
 import { now } from "../sys/now.ts";
 import { kill, SIGKILL } from "../sys/process.ts";
-import { collected, launch } from "./launch.ts";
+import { beside } from "./launch.ts";
 
 /** A user namespace whose ids from 0 on are `count` ids of the host from `first` on, for mounts to be mapped by. */
 export async function idsFrom(first: number, count: number): Promise<Fd> {
   const gate = pipe();
   using read = gate.read;
   using write = gate.write;
-  const child = launch([close(write.n), wait(read.n), exit(0)], CLONE_NEWUSER);
+  const child = beside([close(write.n), wait(read.n), exit(0)], CLONE_NEWUSER);
   using pidfd = child.pidfd;
-  const over = child.started().catch(() => {});
+  const told = child.started().catch(() => {});
   try {
     for (const map of ["uid_map", "gid_map"])
       writeFileSync(`/proc/${child.pid}/${map}`, `0 ${first} ${count}\n`);
     return new Fd(now(openat(AT_FDCWD, `/proc/${child.pid}/ns/user`, O_RDONLY)));
   } finally {
     kill(pidfd, SIGKILL);
-    await collected(pidfd);
-    await over;
+    await child.over;
+    await told;
   }
 }

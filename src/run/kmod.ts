@@ -6,7 +6,7 @@ import { basename, join } from "node:path";
 import { AT_FDCWD, close, O_RDONLY, openat } from "../sys/calls.ts";
 import { EEXIST } from "../sys/error.ts";
 import { ANY, type Op, Reg } from "../sys/op.ts";
-import { errand } from "./errand.ts";
+import { errand } from "./hand.ts";
 
 const FILE = new Reg(0);
 export const COMPRESSED = 4; // MODULE_INIT_COMPRESSED_FILE, linux/module.h
@@ -68,7 +68,8 @@ async function load(names: readonly string[], maybe: readonly string[]): Promise
   if (files.length === 0) return;
   const optional = new Set(filesFor(needs, maybe, there));
   try {
-    await errand(() => files.flatMap((file) => insert(join(folder, file), optional.has(file))), LIMIT_MS);
+    const each = files.flatMap((file) => insert(join(folder, file), optional.has(file)));
+    await errand([], each, LIMIT_MS);
   } catch (cause) {
     throw new Error(`kernel modules ${names.join(", ")}`, { cause });
   }

@@ -6,7 +6,7 @@ import * as dm from "../sys/dm.ts";
 import { EBUSY, EEXIST, ENODEV, ENOENT, ENXIO, isErrno, SysError } from "../sys/error.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
-import { errand } from "./errand.ts";
+import { errand } from "./hand.ts";
 import { modules } from "./kmod.ts";
 
 const CONTROL = new Reg(0);
@@ -51,7 +51,7 @@ async function told(requests: readonly dm.Request[], before: readonly Op[] = [])
   const open = openat(AT_FDCWD, dm.CONTROL, O_RDWR, 0, CONTROL);
   const first = [...before, open];
   try {
-    await errand(() => [...first, ...requests.map((r) => dm.toKernel(CONTROL, r))], LIMIT_MS);
+    await errand([], [...first, ...requests.map((r) => dm.toKernel(CONTROL, r))], LIMIT_MS);
   } catch (cause) {
     const request =
       cause instanceof SysError && cause.step !== undefined && requests[cause.step - first.length];

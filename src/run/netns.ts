@@ -24,7 +24,7 @@ import { deleteLink, type Link, linkOf, links } from "../sys/link.ts";
 import { type Message, NETLINK_ROUTE, Netlink, type Reply } from "../sys/netlink.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg } from "../sys/op.ts";
-import { collected, elsewhere, launch } from "./launch.ts";
+import { beside, elsewhere } from "./launch.ts";
 
 /** The network namespace of a process, for as long as the descriptor is open: the namespace lives at least as long. */
 export const netnsOf = (pid: number | "self"): Fd =>
@@ -81,10 +81,10 @@ export async function aside(...exchanges: readonly Exchange[]): Promise<Reply[][
   const prepared = exchanges.map((e) => (e.messages.length > 0 ? e.on.prepare(e.messages, e) : undefined));
   const sends = prepared.flatMap((p) => (p ? [p.send] : []));
   if (sends.length === 0) return exchanges.map(() => []);
-  const child = launch([...sends, exit(0)]);
-  using pidfd = child.pidfd;
+  const child = beside([...sends, exit(0)]);
+  using _pidfd = child.pidfd;
   const failure = child.started().catch((e: unknown) => e);
-  await collected(pidfd);
+  await child.over;
   const failed = await failure;
   if (failed) throw failed;
   return prepared.map((p) => p?.finish() ?? []);

@@ -67,6 +67,7 @@ export const RESOLVE_IN_ROOT = 0x10;
 export const CLONE_VM = 0x100n;
 export const CLONE_FILES = 0x400n;
 export const CLONE_VFORK = 0x4000n;
+export const CLONE_CLEAR_SIGHAND = 0x100000000n;
 export const CLONE_NEWTIME = 0x80n;
 export const CLONE_NEWNS = 0x20000n;
 export const CLONE_NEWCGROUP = 0x2000000n;

@@ -45,14 +45,15 @@ export class Machine implements AsyncDisposable {
     readonly folder: string,
     disk: string,
     counted: boolean,
+    append = "quiet",
   ) {
-    this.vm = Vm.boot({ memory: 768, disks: [disk], counted });
+    this.vm = Vm.boot({ memory: 768, disks: [disk], counted, append });
   }
 
   /** Boot one with everything that the attacks need, up to core0. `add` puts more into what will be /data. */
   static async boot(
     guests: readonly Guest[],
-    { counted = false, add = (_data: string) => {} } = {},
+    { counted = false, append = "quiet", add = (_data: string) => {} } = {},
   ): Promise<Machine> {
     const folder = mkdtempSync(join(tmpdir(), "escape-"));
     try {
@@ -77,7 +78,7 @@ export class Machine implements AsyncDisposable {
       const file = join(folder, "disk.img");
       disk(file, DISK_MIB, data);
       rmSync(data, { recursive: true });
-      const machine = new Machine(folder, file, counted);
+      const machine = new Machine(folder, file, counted, append);
       await machine.vm.sees("core0: BOOTING → RUNNING");
       machine.#cmld = Number(/init: cmld: started, pid (\d+)/.exec(machine.vm.said)![1]);
       return machine;

@@ -1,8 +1,19 @@
 // Devices and media that come and go while real containers run. The devices are zram disks, which the kernel makes and
 // removes when it is asked to; what a container hears is heard in its own network namespace.
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
+import { closure } from "../../initramfs/libraries.ts";
 import type { Container } from "../../src/cmld/container.ts";
 import { hotplug } from "../../src/cmld/hotplug.ts";
 import { eject, insert } from "../../src/cmld/media.ts";
@@ -15,7 +26,7 @@ import { attachLoop, type Loop } from "../../src/sys/loop.ts";
 import { now } from "../../src/sys/now.ts";
 import { receiveMessage } from "../../src/sys/scm.ts";
 import { parseUevent, senderSocket, type Uevent } from "../../src/sys/uevent.ts";
-import { difference, Type, UID_START, until, World } from "./world.ts";
+import { busyboxRoot, difference, Type, UID_START, until, World } from "./world.ts";
 
 const ZRAM = "/sys/class/zram-control";
 let world: World;
@@ -121,6 +132,47 @@ test("a container that has booted is told what was there before it", async () =>
   const told = heard.events().map(({ event, uid }) => [event.action, event.values.get("DEVNAME"), uid]);
   expect(told).toEqual([["add", name, UID_START]]);
   unplug(name);
+});
+
+test("Debian's udevd in a container takes the events for the kernel's: its rules run, its links come and go", async () => {
+  const [UDEVADM, FOLDER] = ["/usr/bin/udevadm", "/run/udev"];
+  world.image("udev", (root) => {
+    busyboxRoot(root);
+    for (const folder of ["lib", "lib64", "etc/udev/rules.d"])
+      mkdirSync(join(root, folder), { recursive: true });
+    for (const { name, from } of closure([UDEVADM]))
+      copyFileSync(from, join(root, name.startsWith("ld-") ? "lib64" : "lib", name));
+    copyFileSync(UDEVADM, join(root, "bin/systemd-udevd")); // by its name it is the daemon
+    const run = "/bin/busybox sh -c 'echo $env{ACTION} %k >> /run/told'";
+    writeFileSync(
+      join(root, "etc/udev/rules.d/10-test.rules"),
+      `KERNEL=="zram*", SYMLINK+="disk/by-test/%k", RUN+="${run}"\n`,
+    );
+  });
+  const c = await up(
+    { allow_dev: ["b 253:* rwm"] },
+    {
+      init: ["/bin/systemd-udevd"],
+      mounts: [{ image_file: "udev", mount_point: "/", mount_type: Type.SHARED }],
+    },
+  );
+  await until(() => (existsSync(inside(c, `${FOLDER}/control`)) ? [] : ["udevd does not listen"]));
+  const told = () => {
+    const file = inside(c, "/run/told");
+    return existsSync(file) ? readFileSync(file, "utf8").trim().split("\n") : [];
+  };
+  const hears = (word: string) => until(() => (told().includes(word) ? [] : [`not ${word}`, ...told()]));
+  const name = plug();
+  const [link, data] = [
+    inside(c, `/dev/disk/by-test/${name}`),
+    inside(c, `${FOLDER}/data/b${numberOf(name)}`),
+  ];
+  await hears(`add ${name}`);
+  expect(readlinkSync(link)).toBe(`../../${name}`);
+  expect(existsSync(data)).toBe(true);
+  unplug(name);
+  await hears(`remove ${name}`);
+  await until(() => [link, data].filter((path) => lstatSync(path, { throwIfNoEntry: false }) !== undefined));
 });
 
 test("links that a container puts into its /dev lead no node of ours outside", async () => {

@@ -72,8 +72,8 @@ const AT_EACCESS = 0x200; // linux/fcntl.h
 const [W_OK, X_OK] = [2, 1];
 const CAPABILITY_VERSION_3 = 0x20080522; // linux/capability.h
 
-/** Children read into their own copies. */
-const rooms = [0, 1, 2, 3].map(() => mem(TEXT_MAX));
+/** Where children put what they have read: nobody else's until they have ended. */
+const spare: Uint8Array<ArrayBuffer>[] = [];
 
 export const int = (register: bigint): number => Number(BigInt.asIntN(32, register));
 
@@ -171,12 +171,14 @@ export class Supervised implements Disposable {
   async #read(wanted: readonly { at: bigint; length: number }[]): Promise<Uint8Array[] | undefined> {
     const { memory } = this;
     if (!memory) return undefined;
+    const rooms = wanted.map(() => spare.pop() ?? mem(TEXT_MAX));
     const hand = this.hand([memory.n], (talk) =>
       wanted.flatMap(({ at, length }, i) => {
         const room = rooms[i]!.subarray(0, length);
         return [pread64(memory.n, room, at, LENGTH), writeRead(talk, room, LENGTH)];
       }),
     );
+    void hand.gone.then(() => spare.push(...rooms));
     const found: Uint8Array[] = [];
     for (const _ of wanted) {
       const bytes = await hand.heard();
