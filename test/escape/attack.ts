@@ -52,6 +52,8 @@ export interface Guest {
   readonly config?: Partial<IContainerConfig>;
   /** A module of the test's own, on this host only. */
   readonly extra?: Module;
+  /** In the machine: without root hash, so that the image is hashed at its first start, and no dm-verity is made. */
+  readonly hashed?: boolean;
   /** Its init; otherwise it sleeps. */
   readonly init?: readonly string[];
 }

@@ -1,6 +1,6 @@
 // The machine as the place of attacks: the product's ramdisk in QEMU, with a GuestOS and a container for each guest that
 // an attack names. One machine serves all of them.
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { disk } from "../../initramfs/image.ts";
@@ -16,6 +16,7 @@ import { build, HARDWARE } from "../../src/guestos/image.ts";
 import { frame, Unframer } from "../../src/lib/frame.ts";
 import { C0 } from "../../src/lib/uuid.ts";
 import { Vm } from "../machine/qemu.ts";
+import { without } from "../machine/sleeper.ts";
 import {
   ATTACKER,
   type Attack,
@@ -45,15 +46,14 @@ export class Machine implements AsyncDisposable {
     readonly folder: string,
     disk: string,
     counted: boolean,
-    append = "quiet",
   ) {
-    this.vm = Vm.boot({ memory: 768, disks: [disk], counted, append });
+    this.vm = Vm.boot({ memory: 768, disks: [disk], counted });
   }
 
   /** Boot one with everything that the attacks need, up to core0. `add` puts more into what will be /data. */
   static async boot(
     guests: readonly Guest[],
-    { counted = false, append = "quiet", add = (_data: string) => {} } = {},
+    { counted = false, add = (_data: string) => {} } = {},
   ): Promise<Machine> {
     const folder = mkdtempSync(join(tmpdir(), "escape-"));
     try {
@@ -78,7 +78,7 @@ export class Machine implements AsyncDisposable {
       const file = join(folder, "disk.img");
       disk(file, DISK_MIB, data);
       rmSync(data, { recursive: true });
-      const machine = new Machine(folder, file, counted, append);
+      const machine = new Machine(folder, file, counted);
       await machine.vm.sees("core0: BOOTING → RUNNING");
       machine.#cmld = Number(/init: cmld: started, pid (\d+)/.exec(machine.vm.said)![1]);
       return machine;
@@ -227,6 +227,8 @@ async function guestOs(guest: Guest, out: string, folder: string): Promise<void>
       description: { en: "attacker" },
     },
   });
-  signed(join(out, `${guest.name}-1.conf`));
+  const conf = join(out, `${guest.name}-1.conf`);
+  if (guest.hashed) writeFileSync(conf, without("image_verity_sha256")(readFileSync(conf, "utf8")));
+  signed(conf);
   rmSync(tree, { recursive: true });
 }

@@ -94,4 +94,4 @@ test("wireless cards are core0's, are lent with their radio, and come back", asy
   await stop("db");
   expect(await has("core0")).toEqual([FIRST, SECOND]);
   expect((await vm.ask("list", { path: "/sys/class/net" })).filter((n) => /wlan/.test(n))).toEqual([]);
-}, 300_000);
+}, 600_000);
