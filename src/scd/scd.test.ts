@@ -339,12 +339,18 @@ test("wrong PINs of three requests count together; an unlocked token asks as wel
   rmSync(at(`tokens/${TOKEN}.tries`)); // as another boot would
 }, 60_000);
 
-test("a change of the PIN makes the file dearer to guess, and keeps the key", async () => {
+test("a change of the PIN makes the file dearer to guess, and keeps the key, which needs its proof from then on", async () => {
+  expect((await unlock("newpin1")).code).toBe(Say.UNLOCK_SUCCESSFUL);
+  const { wrapped_mac } = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key") }));
   expect((await change(Ask.CHANGE_PIN, "newpin1", "other")).code).toBe(Say.CHANGE_PIN_SUCCESSFUL);
   expect((await unlock("newpin1")).code).toBe(Say.PASSWD_WRONG);
   expect((await unlock("other")).code).toBe(Say.UNLOCK_SUCCESSFUL);
-  const key = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key") }));
+  const key = await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key"), wrapped_mac }));
   expect(key.unwrapped_key?.length).toBe(96);
+  expect(await ask(on(Ask.UNWRAP_KEY, { wrapped_key: golden("key") }))).toMatchObject({
+    unwrapped_key: new Uint8Array(),
+    error_text: "the proof that this token wrapped the key is gone",
+  });
   expect((await ask(on(Ask.LOCK))).code).toBe(Say.LOCK_SUCCESSFUL);
   const shown = Bun.spawnSync([
     ...["openssl", "pkcs12", "-in", at(`tokens/${TOKEN}.p12`), "-passin", "pass:other", "-info", "-noout"],
