@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
+import { Room } from "../lib/turns.ts";
 import { confined } from "../run/confined.ts";
 import { type Ended, reap } from "../run/launch.ts";
 import { own, RUNTIME } from "../run/self.ts";
@@ -48,8 +49,15 @@ export class NotProvisioning extends Error {}
 /** spec/security.md 0.3: the ids after those of the host's users, before the containers'. */
 const ID = 65537;
 const BACKLOG = 8;
-/** Questions at a time: fewer than fit into the backlog. */
-const AT_ONCE = 4;
+/** Questions at a time: fewer than fit into the backlog. Some take seconds: there is always room for one of the others. */
+const [AT_ONCE, LONG_AT_ONCE] = [4, 3];
+/** Those that derive a key, or make one. */
+const LONG: ReadonlySet<DaemonToToken.Code | undefined> = new Set([
+  Ask.UNLOCK,
+  Ask.CHANGE_PIN,
+  Ask.PROVISION_PIN,
+  Ask.TOKEN_ADD,
+]);
 /** An scd that ends while it is asked is asked again so often. */
 const TRIES = 3;
 /** Time between two starts. */
@@ -89,7 +97,8 @@ export class ScdClient implements Scd, Disposable {
   #busy = 0;
   /** Aborted when there will be no scd for those who wait. */
   #lost = new AbortController();
-  readonly #queue: (() => void)[] = [];
+  readonly #room = new Room(AT_ONCE);
+  readonly #long = new Room(LONG_AT_ONCE);
 
   constructor(at: Places) {
     this.#at = at;
@@ -142,11 +151,15 @@ export class ScdClient implements Scd, Disposable {
   token(request: IDaemonToToken): Promise<TokenToDaemon> {
     // Whether it was done before scd ended, nobody knows: the PIN of a second try may be wrong by then.
     const once = request.code === Ask.CHANGE_PIN || request.code === Ask.PROVISION_PIN;
-    return this.#ask(request, undefined, once ? 1 : TRIES);
+    const work = () => this.#ask(request, undefined, once ? 1 : TRIES);
+    return LONG.has(request.code) ? this.#long.take(work) : work();
   }
 
   async #ask(request: IDaemonToToken, file?: Fd, tries = TRIES): Promise<TokenToDaemon> {
-    if (this.#busy >= AT_ONCE) await new Promise<void>((resolve) => this.#queue.push(resolve));
+    return await this.#room.take(() => this.#asked(request, file, tries));
+  }
+
+  async #asked(request: IDaemonToToken, file: Fd | undefined, tries: number): Promise<TokenToDaemon> {
     this.#busy++;
     const bytes = DaemonToToken.encode(request);
     try {
@@ -160,7 +173,6 @@ export class ScdClient implements Scd, Disposable {
     } finally {
       bytes.fill(0); // PINs and keys among them
       this.#busy--;
-      this.#queue.shift()?.();
     }
   }
 

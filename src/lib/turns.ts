@@ -1,4 +1,4 @@
-// One piece of work after the other, for each key.
+// Work that waits for its turn: one piece after the other for each key, or so many at a time.
 
 export class Turns {
   readonly #last = new Map<string, Promise<unknown>>();
@@ -17,5 +17,27 @@ export class Turns {
   /** Resolves when all that has been asked for so far under this key is over. */
   async over(key: string): Promise<void> {
     await this.#last.get(key)?.catch(() => {});
+  }
+}
+
+/** So many pieces of work at a time; the others wait in line. */
+export class Room {
+  #free: number;
+  readonly #line: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  async take<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#free > 0) this.#free--;
+    else await new Promise<void>((next) => this.#line.push(next));
+    try {
+      return await work();
+    } finally {
+      const next = this.#line.shift();
+      if (next) next();
+      else this.#free++;
+    }
   }
 }
