@@ -93,7 +93,7 @@ INITRAMFS := initramfs/build.ts initramfs/hot.ts initramfs/hot.x86_64 initramfs/
 $(OUT)/initramfs.cpio: $(OUT)/cml $(OUT)/x86_64/stage0 $(OUT)/x86_64/loader $(OUT)/kernel/vmlinuz $(INITRAMFS)
 	$(BUN) initramfs/build.ts
 
-$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/volumes.ts test/machine/search.ts test/memory.ts test/machine/daemons.json
+$(OUT)/test/initramfs.cpio: $(OUT)/initramfs.cpio test/machine/agent.ts test/machine/volumes.ts test/machine/search.ts test/machine/keypad.ts test/memory.ts test/machine/daemons.json
 	$(BUN) initramfs/build.ts --test
 
 .PHONY: image

@@ -69,7 +69,7 @@ if (process.argv.includes("--test")) {
   const extra = `${OUT}/test/extra`;
   rmSync(extra, { recursive: true, force: true });
   mkdirSync(`${extra}/test`, { recursive: true });
-  const programs = ["agent", "volumes", "search"].map((name) => `test/machine/${name}.ts`);
+  const programs = ["agent", "volumes", "search", "keypad"].map((name) => `test/machine/${name}.ts`);
   const where = ["--outdir", `${extra}/test`, "--public-path", "/test/"];
   run([process.execPath, "build", "--target=bun", ...programs, ...where]);
   copyFileSync("test/machine/daemons.json", `${extra}/test/daemons.json`);

@@ -120,6 +120,46 @@ test("one that is not plugged in is not initialised; a key that was changed is c
   expect(existsSync(join(tokens, `${UUID}.tries`))).toBe(false);
 });
 
+test("the pairing secret is one, whoever needs it first; where it is gone no PIN of hardware is tried", async () => {
+  const before = readFileSync(file("device_pairing_secret"));
+  rmSync(file("device_pairing_secret"));
+  const asked: DaemonToToken.Code[] = [];
+  const noted = new Tokens(
+    scd((code) => {
+      asked.push(code);
+      return undefined;
+    }),
+    base,
+  );
+  expect(await refused(noted.open(web, pin("5678")))).toBe("internal");
+  expect(await refused(noted.changePin(web, pin("5678"), pin("1")))).toBe("internal");
+  expect(asked).not.toContain(DaemonToToken.Code.UNLOCK);
+  expect(asked).not.toContain(DaemonToToken.Code.CHANGE_PIN);
+  expect(existsSync(file("device_pairing_secret"))).toBe(false);
+
+  const secrets: string[] = [];
+  const any: Scd = {
+    ...judge(),
+    async token({ code, pairing_secret }) {
+      if (pairing_secret) secrets.push(Buffer.from(pairing_secret).toString("hex"));
+      const first = code === DaemonToToken.Code.PROVISION_PIN;
+      return TokenToDaemon.decode(
+        TokenToDaemon.encode({ code: first ? Say.PROVISION_PIN_SUCCESSFUL : Say.TOKEN_ADD_SUCCESSFUL }),
+      );
+    },
+  };
+  const ours = new Tokens(any, base);
+  const others = ["a", "b", "c"].map((x) => ({
+    ...web,
+    uuid: UUID.replace(/a$/, x),
+    imageDir: join(base, "containers", x),
+  }));
+  await Promise.all(others.map((c) => ours.changePin(c, pin("648219"), pin("1234"))));
+  expect(new Set(secrets).size).toBe(1);
+  expect(readFileSync(file("device_pairing_secret")).toString("hex")).toBe(secrets[0]!);
+  writeFileSync(file("device_pairing_secret"), before);
+});
+
 test("answers that make no sense are refusals, and the token is locked all the same", async () => {
   for (const [code, said, reason] of [
     [DaemonToToken.Code.UNLOCK, { code: Say.CMD_UNKNOWN }, "internal"],

@@ -106,6 +106,8 @@ try {
   if (!made.success) throw new Error(made.stderr.toString());
   await using vm = Vm.boot({ disks: [image, plain] });
   await vm.sees("core0: BOOTING → RUNNING");
+  if ((await vm.disk("disk1")) !== "vdb")
+    throw new Error("the kernel has named the disks the other way round");
   for (const [name, part] of Object.entries(PARTS))
     if (asked.length === 0 || asked.includes(name)) await part(vm);
   keep();

@@ -25,8 +25,11 @@ const [STOPS, FREEZES] = [
   "11111111-1111-4111-8111-111111111111",
   "22222222-2222-4222-8222-222222222222",
 ] as const;
+const UNPAIRED = "33333333-3333-4333-8333-333333333333";
 /** QEMU's usb-storage and usb-kbd: docs/specs/usb-ids.rst of QEMU. */
 const [STICK, KEYBOARD] = ["46f4:0001", "0627:0001"];
+/** One that the kernel makes (uinput): test/machine/keypad.ts. */
+const KEYPAD = "16c0:27db";
 const { TOKEN, PIN_ENTRY } = ContainerUsbType;
 const guest_os = "busybox";
 const DEAR = "dear-and-unmistakable\n";
@@ -45,8 +48,12 @@ beforeAll(() => {
       { uuid: SOFT, name: "soft", guest_os: "vault", token_type: ContainerTokenType.SOFT },
       {
         ...{ uuid: FRESH, name: "typed", guest_os, token_type: ContainerTokenType.SOFT, usb_pin_entry: true },
-        usb_configs: [{ id: KEYBOARD, serial: "PIN", assign: false, type: PIN_ENTRY }],
+        usb_configs: [
+          { id: KEYBOARD, serial: "PIN", assign: false, type: PIN_ENTRY },
+          { id: KEYPAD, serial: "", assign: false, type: PIN_ENTRY },
+        ],
       },
+      { uuid: UNPAIRED, name: "unpaired", guest_os, token_type: ContainerTokenType.SOFT },
       { uuid: STOPS, name: "stops", ...usb("ONE") },
       { uuid: FREEZES, name: "freezes", ...usb("TWO"), freeze_without_token: true },
     ],
@@ -54,7 +61,8 @@ beforeAll(() => {
   guest(base, "vault", "data", "EMPTY");
   for (const uuid of [SOFT, FRESH])
     copyFileSync(`test/data/tokens/${uuid}.p12`, join(base, `tokens/${uuid}.p12`));
-  mkdirSync(join(base, "containers", SOFT));
+  copyFileSync(`test/data/tokens/${FRESH}.p12`, join(base, `tokens/${UNPAIRED}.p12`));
+  for (const uuid of [SOFT, UNPAIRED]) mkdirSync(join(base, "containers", uuid));
   writeFileSync(join(base, "containers", SOFT, "token_is_paired"), "");
   copyFileSync(`test/data/tokens/${SOFT}.key`, join(base, `keys/${SOFT}.key`));
   disk(file, 512, data);
@@ -118,6 +126,18 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     const cheap = await control("newpin1\n", "start", "soft");
     expect(cheap.said).toContain("CONTAINER_START_OK");
     await vm.sees(/soft: \w+ → RUNNING/);
+    // Replies of spec/core.md 2.3; LOCK_FAILED no soft token can cause (src/cmld/front.test.ts).
+    const replies = async (code: string, ...[stdin, ...args]: [string, ...string[]]) =>
+      expect((await control(stdin, ...args)).said).toContain(code);
+    await replies("CONTAINER_START_EEXIST", "newpin1\n", "start", "soft");
+    await replies("CONTAINER_STOP_PASSWD_WRONG", "bad\n", "stop", "soft");
+    await replies("CMD_UNSUPPORTED", "", "stop", "core0");
+    for (const verb of ["start", "stop"])
+      await replies("CONTAINER_START_TOKEN_UNPAIRED", "trustme\n", verb, "unpaired");
+    await vm.ask("write", { path: `/data/cml/containers/${UNPAIRED}/token_is_paired`, text: "" });
+    await vm.ask("write", { path: `/data/cml/keys/${UNPAIRED}.key`, text: "too short" });
+    await replies("CONTAINER_START_EINTERNAL", "trustme\n", "start", "unpaired");
+
     const sh = (text: string) => control("", "run", "soft", "nopty", "sh", "-c", text);
     expect((await sh("echo precious > /data/kept; sync; grep ' /data ' /proc/mounts")).said).toContain(
       "ext4",
@@ -146,6 +166,7 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     expect((await control("newpin1\n", "stop", "soft")).said).toContain("CONTAINER_STOP_OK");
     await again(/soft: SHUTDOWN → STOPPED/);
     expect(await places(vm)).toEqual([]);
+    await replies("CONTAINER_STOP_FAILED_NOT_RUNNING", "newpin1\n", "stop", "soft");
     expect((await control("newpin1\n", "start", "soft")).said).toContain("CONTAINER_START_OK");
     await again(/soft: \w+ → RUNNING/);
     expect((await sh("cat /data/kept")).said).toContain("precious");
@@ -200,6 +221,20 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     await asked(4);
     await press("1", "esc");
     expect((await given).said).toContain("Esc was pressed");
+    await vm.monitor("device_del", { id: "pad" });
+    for (let left = 200; (await inputs()) > before; left--) {
+      if (left === 0) throw new Error("the keypad stays");
+      await Bun.sleep(50); // as above
+    }
+    const keys = ["3", "5", "7", "9", "28"]; // 2 4 6 8 and Enter: linux/input-event-codes.h
+    const argv = ["/usr/sbin/cml", "/test/keypad.js", KEYPAD, ...keys];
+    const made = vm.ask("run", { argv, env: { BUN_BE_BUN: "1" } });
+    for (let left = 600; (await inputs()) === before; left--) {
+      if (left === 0) throw new Error("no keypad");
+      await Bun.sleep(50); // as above
+    }
+    expect((await control("", "stop", "typed")).said).toContain("CONTAINER_STOP_OK");
+    expect((await made).stdout).toContain("typed");
 
     // The container runs without its token's PIN here, as it has no volume: pulling the token out ends that.
     for (const [uuid, name, serial, word] of [
@@ -254,7 +289,7 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
 
     for (let i = 0; i < 3; i++)
       expect((await control("wrong\n", "start", "soft")).said).toContain("CONTAINER_START_PASSWD_WRONG");
-    expect((await control(DEAR, "start", "soft")).said).toContain("CONTAINER_LOCKED_TILL_REBOOT");
+    for (const verb of ["start", "stop"]) await replies("CONTAINER_LOCKED_TILL_REBOOT", DEAR, verb, "soft");
     await vm.monitor("system_powerdown");
     await vm.ended();
   }
@@ -266,5 +301,6 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     expect((await control(DEAR, "start", "soft")).said).toMatch(
       /CONTAINER_START_UNLOCK_FAILED[\s\S]*the next is taken in \d+ s/,
     );
+    expect((await control(DEAR, "stop", "soft")).said).toContain("CONTAINER_STOP_UNLOCK_FAILED");
   }
 }, 600_000);
