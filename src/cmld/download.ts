@@ -94,8 +94,10 @@ async function brought(web: Web, wanted: Wanted, part: string): Promise<void> {
       if (wanted.size !== undefined && source.length !== undefined && at + source.length !== wanted.size)
         throw new Error(`${wanted.url} has ${at + source.length} bytes, not ${wanted.size}`);
       for await (const piece of source.body) {
-        if (at + piece.length > (wanted.size ?? wanted.most))
+        if (at + piece.length > (wanted.size ?? wanted.most)) {
+          await rm(part, { force: true }); // nothing of it is what is wanted
           throw new Error(`${wanted.url} has more than ${wanted.size ?? wanted.most} bytes`);
+        }
         hash?.update(piece);
         await file.write(piece, 0, piece.length, at);
         at += piece.length;

@@ -1,10 +1,11 @@
 // Audit records from the daemon: those that are there, and with --follow those that come.
 import { AuditRecord, ControllerToDaemon } from "../../proto/gen/proto.js";
+import { harmless } from "../lib/harmless.ts";
 import { print as asText } from "../lib/text.ts";
 import { out } from "../sys/output.ts";
 import { type Call, find, isOk, reason } from "./answer.ts";
 import { wanted } from "./logs.ts";
-import { type Colours, colours, harmless } from "./print.ts";
+import { type Colours, colours } from "./print.ts";
 
 const { Command } = ControllerToDaemon;
 

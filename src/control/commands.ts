@@ -14,13 +14,14 @@ import {
   type IControllerToDaemon,
 } from "../../proto/gen/proto.js";
 import { FRAME_MAX } from "../lib/frame.ts";
+import { harmless } from "../lib/harmless.ts";
 import { print as asText } from "../lib/text.ts";
 import { out } from "../sys/output.ts";
 import type { Secret } from "../sys/secret.ts";
 import { type Call, type Container, find, isOk, reason, stateWord } from "./answer.ts";
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
-import { type Colours, duration, harmless, isTerminal, named, size, table } from "./print.ts";
+import { type Colours, duration, isTerminal, named, size, table } from "./print.ts";
 import { ProgressLine } from "./progress.ts";
 
 const { Command } = ControllerToDaemon;

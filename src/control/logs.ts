@@ -1,10 +1,11 @@
 // Streams from the daemon: log files fetched into a folder, logs and events as they happen.
 import { closeSync, constants, openSync, renameSync, statSync, unlinkSync, writeSync } from "node:fs";
 import { ContainerState, ControllerToDaemon, DaemonToController } from "../../proto/gen/proto.js";
+import { harmless } from "../lib/harmless.ts";
 import { out } from "../sys/output.ts";
 import { type Call, find, isOk, reason, stateWord } from "./answer.ts";
 import { Usage } from "./arguments.ts";
-import { colours, harmless, json, named, text } from "./print.ts";
+import { colours, json, named, text } from "./print.ts";
 
 const { Command } = ControllerToDaemon;
 const { Code } = DaemonToController;

@@ -2,6 +2,7 @@
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { GuestOSConfig, GuestOSMount, type IGuestOSMount } from "../../proto/gen/proto.js";
+import { harmless } from "../lib/harmless.ts";
 import { parse } from "../lib/text.ts";
 import { Refused, type Signed } from "../pki/verify.ts";
 import { out } from "../sys/output.ts";
@@ -102,7 +103,7 @@ const run: Run<typeof COMMANDS> = {
       return 0;
     }
     const wrong = await check(config, conf);
-    for (const line of wrong) console.error(`guestos: ${line}`);
+    for (const line of wrong) console.error(`guestos: ${harmless(line)}`);
     return wrong.length ? 1 : 0;
   },
 
@@ -121,7 +122,7 @@ const run: Run<typeof COMMANDS> = {
         : [
             ...table(config),
             `signed by    ${by ?? "nobody"}`, // verify tells whether it holds
-            ...wrong.map((w) => `problem: ${w}`),
+            ...wrong.map((w) => `problem: ${harmless(w)}`),
           ].join("\n");
     await out(`${shown}\n`);
     return wrong.length ? 1 : 0;
@@ -140,8 +141,7 @@ function parsed(path: string, source: Uint8Array): GuestOSConfig {
 const CONTROL = /[\x00-\x1f\x7f-\x9f]/;
 
 /** In quotes, and no terminal acts upon it. */
-const quoted = (words: string): string =>
-  JSON.stringify(words).replace(/[\x7f-\x9f]/g, (c) => `\\u00${c.charCodeAt(0).toString(16)}`);
+const quoted = (words: string): string => harmless(JSON.stringify(words));
 
 function plain(option: string, words: string): string {
   const [found] = CONTROL.exec(words) ?? [];
@@ -231,7 +231,7 @@ function table(config: GuestOSConfig): string[] {
     ...config.mounts.map((mount): [string, string] => ["mount", mountLine(mount)]),
     ...config.mounts_setup.map((mount): [string, string] => ["setup mount", mountLine(mount)]),
   ];
-  return rows.map(([key, value]) => `${key.padEnd(12)} ${value}`);
+  return rows.map(([key, value]) => `${key.padEnd(12)} ${harmless(value).replaceAll("\n", "\\n")}`);
 }
 
 function mountLine(m: GuestOSMount): string {

@@ -147,6 +147,12 @@ test("a word too many is refused, not passed over: `sign *.conf` would sign one 
   );
 });
 
+test("what has no end is not read to it", async () => {
+  const roots = ["guestos", "verify", "--ca", at("pki/ssig_rootca.cert")];
+  const { status, err } = await cml(...roots, "/dev/zero", at("dmos-1.sig"), at("dmos-1.cert"));
+  expect({ status, err }).toEqual({ status: 2, err: "guestos: /dev/zero: more than 67108864 bytes\n" });
+});
+
 test("a folder in a file's place is named", async () => {
   const key = (cert: string) => ["--key", at("pki/ssig_cml.key"), "--cert", cert, conf];
   const { status, err } = await cml("guestos", "sign", ...key(at("pki")));
@@ -185,6 +191,17 @@ test("inspect names the signer, or nobody", async () => {
   expect((await cml("guestos", "inspect", conf)).out).toContain(by);
   copyFileSync(conf, at("alone-1.conf"));
   expect((await cml("guestos", "inspect", at("alone-1.conf"))).out).toContain("signed by    nobody");
+});
+
+test("inspect and verify: what somebody else has written does nothing to the terminal, and stays in its line", async () => {
+  const evil = at("evil-1.conf");
+  const words = "\\033[2Ja\\nb\\u009b1m";
+  const text = readFileSync(conf, "utf8").replace(/init_path: .*/, `init_path: "/init${words}"`);
+  writeFileSync(evil, text.replace(/name: .*/, 'name: "\\033]0;x\\007"'));
+  const { out: shown } = await cml("guestos", "inspect", evil);
+  expect(shown).toContain("/init\\x1b[2Ja\\nb\\x9b1m");
+  expect(shown).toContain("problem: ");
+  expect(shown).not.toMatch(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/);
 });
 
 test("verify: 0 good, 1 refused with the reason, 2 usage or a file that is not there", async () => {

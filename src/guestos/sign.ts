@@ -1,6 +1,6 @@
 // A detached signature beside what it signs: NAME.conf, NAME.sig (raw), NAME.cert (PEM: the signer, then its
 // intermediates), as the original's sign_config writes them (spec/security.md 2.1, 2.2).
-import { stat } from "node:fs/promises";
+import { open, stat } from "node:fs/promises";
 import { readBundle, subject } from "../pki/certificates.ts";
 import { Scope } from "../pki/crypto.ts";
 import { isUri, tokenCertificate, tokenKey } from "../pki/engine.ts";
@@ -18,11 +18,27 @@ export function beside(conf: string, extension: "sig" | "cert"): string {
   return `${conf.slice(0, -"conf".length)}${extension}`;
 }
 
+/** Bytes of any file that is read here: the largest CRLs fit. */
+const FILE_MAX = 64 * 2 ** 20;
+const PIECE = 256 * 1024;
+
 /** The bytes of a file, or of a pipe: `--key <(decrypt key)`. */
 export async function bytesOf(path: string): Promise<Uint8Array> {
   if (path === "") throw new Error("a file without a name");
   if ((await stat(path)).isDirectory()) throw new Error(`${path}: a folder, not a file`);
-  return await Bun.file(path).bytes();
+  await using file = await open(path);
+  const pieces: Uint8Array[] = [];
+  for (let length = 0; ; ) {
+    const piece = new Uint8Array(PIECE);
+    const { bytesRead } = await file.read(piece, 0, PIECE);
+    if (bytesRead === 0) break;
+    length += bytesRead;
+    if (length > FILE_MAX) throw new Error(`${path}: more than ${FILE_MAX} bytes`);
+    pieces.push(piece.subarray(0, bytesRead));
+  }
+  const all = Buffer.concat(pieces);
+  for (const piece of pieces) piece.fill(0); // it may be a key
+  return all;
 }
 
 export interface Signer {

@@ -46,13 +46,18 @@ const steps = ({ type, data, attributes }: FileSystem, source: string): Op[] => 
   dup3(MOUNT, LEFT),
 ];
 
-/** What a child that did all of it has left where it was told to. */
-async function left(ops: readonly Op[], places: readonly number[], what: string): Promise<Fd[]> {
+/** What a child that did all of it has left where it was told to, and which is then gone with its copies, or is going. */
+async function left(
+  ops: readonly Op[],
+  places: readonly number[],
+  what: string,
+  end: "gone" | "going",
+): Promise<Fd[]> {
   using hand = new Hand([], (talk) => [...ops, signal(talk), wait(talk)]);
   if (await hand.heard()) {
     const taken = places.map((place) => new Fd(now(pidfdGetfd(hand.pidfd, place))));
     hand.go();
-    await hand.gone; // with its copies: whoever closes the mount may want the device next
+    if (end === "gone") await hand.gone;
     return taken;
   }
   const outcome = await hand.outcome();
@@ -68,7 +73,8 @@ export async function mountBeside(
   attributes: number,
 ): Promise<Fd> {
   const ops = steps({ type, data, attributes }, source);
-  const [mount] = await left(ops, [LEFT], `mounting ${type} from ${source}`);
+  // Whoever closes the mount may want the device next.
+  const [mount] = await left(ops, [LEFT], `mounting ${type} from ${source}`, "gone");
   return mount!;
 }
 
@@ -88,7 +94,8 @@ export async function mountMapped(d: Created, fs: FileSystem): Promise<{ device:
     ...steps(fs, `/proc/self/fd/${LEFT_DEVICE}`),
   ];
   try {
-    const [mount, device] = await left(ops, [LEFT, LEFT_DEVICE], `mounting ${fs.type} from ${d.name}`);
+    const what = `mounting ${fs.type} from ${d.name}`;
+    const [mount, device] = await left(ops, [LEFT, LEFT_DEVICE], what, "going");
     return { device: device!, mount: mount! };
   } catch (e) {
     const request = e instanceof SysError && e.step !== undefined && requests[e.step - 1];

@@ -1,6 +1,7 @@
 // The command line of the developer's tools (`cml guestos`, `cml container`, `cml pki`): one table of commands, from
 // which parsing, --help and the manual pages are made.
 import { type ArgDef, type ArgsDef, type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
+import { harmless } from "../lib/harmless.ts";
 import { chain } from "../sys/error.ts";
 import { isUnread, out, UNREAD } from "../sys/output.ts";
 
@@ -110,7 +111,7 @@ export async function runTool<C extends Commands>(tool: Tool<C>, rawArgs: string
     return status;
   } catch (e) {
     if (isUnread(e)) return UNREAD;
-    console.error(`${tool.program}: ${chain(e)}`);
+    console.error(`${tool.program}: ${harmless(chain(e))}`);
     return e instanceof Usage || (e as Error).name === "CLIError" ? statuses.usage : statuses.failed;
   }
 }

@@ -130,6 +130,7 @@ test("a refusal has one reason, and leaves no image", async () => {
     const w = wanted(path);
     expect(await failure(w)).toContain(words);
     expect(existsSync(w.path)).toBe(false);
+    expect(existsSync(part(w))).toBe(false);
   }
   expect(await failure(wanted("", { url: "ftp://example.org/x" }))).toContain("http://, https:// or file://");
 });
