@@ -7,6 +7,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statfsSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
@@ -222,6 +223,26 @@ test("a version that is too large for the disk is refused before anything is wri
   );
   expect(await store.push(huge).catch(chain)).toContain("debian-1 needs 16777216 MiB");
   expect(readdirSync(folder)).toEqual([]);
+});
+
+test("room that is promised to one installation is not given to another", async () => {
+  const { folder, store } = await fresh();
+  const { bavail, blocks, bsize } = statfsSync(folder);
+  const room = bavail * bsize - Math.ceil((blocks * bsize) / 5);
+  const base = join(top, "nobody");
+  const large = (name: string, size: number) =>
+    Buffer.from(
+      conf(1, undefined, name).toString().replace(String(image.length), String(size)) +
+        `\nupdate_base_url: "file://${base}"`,
+    );
+  const part = Math.floor(room * 0.6);
+  const first = await store.push(large("one", part));
+  expect(await store.push(large("two", part)).catch(chain)).toMatch(
+    /^two-1 needs \d+ MiB; .* are for what is being installed and a fifth must stay so$/,
+  );
+  expect(await first.finished.catch(chain)).toContain("ENOENT");
+  const second = await store.push(large("two", part));
+  expect(await second.finished.catch(chain)).toContain("ENOENT");
 });
 
 test("select(): the newest complete version, not older than wanted; exactly the wanted one where signed", async () => {

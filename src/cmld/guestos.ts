@@ -107,6 +107,8 @@ export class GuestOses {
   readonly #complete = new WeakSet<GuestOs>();
   /** Names that an installation or removal is at work on. */
   readonly #busy = new Set<string>();
+  /** What installations under way have asked room for, and what of it has come. */
+  readonly #coming = new Set<Coming>();
   /** The newest version of each name that has run here. */
   readonly #newestRun = new Map<string, number>();
   #lastRun: Promise<void> = Promise.resolve();
@@ -265,11 +267,19 @@ export class GuestOses {
           `${title} is installed with another configuration; what has changed is a new version`,
         );
       const os = there ?? { ...read, folder: join(folder, title), trust: whose };
-      await this.#space(os);
+      const coming = await this.#space(os);
+      const counted: Progress = (now) => {
+        coming.came.set(now.file, now.bytes);
+        progress?.(now);
+      };
       const finished = there
-        ? this.#fetch(os, [], progress, clientRoot)
-        : this.#install(os, source, signed, progress, clientRoot);
-      return { os, finished: finished.finally(release) };
+        ? this.#fetch(os, [], counted, clientRoot)
+        : this.#install(os, source, signed, counted, clientRoot);
+      const over = () => {
+        this.#coming.delete(coming);
+        release();
+      };
+      return { os, finished: finished.finally(over) };
     });
   }
 
@@ -286,19 +296,25 @@ export class GuestOses {
     }
   }
 
-  /** Refuses if what is still to come, images and hash trees, would leave too little room. */
-  async #space(os: GuestOs): Promise<void> {
+  /** Refuses if what is still to come, images and hash trees, would leave too little room, with what others wait for. */
+  async #space(os: GuestOs): Promise<Coming> {
     let need = 0;
     for (const image of images(os.config, [COPY])) {
       if (!(await wrongSize(os, image))) continue;
       need += image.image_size + (image.image_verity_sha256 === "" ? 0 : treeMax(image.image_size));
     }
-    if (need === 0) return;
+    const coming: Coming = { need, came: new Map() };
+    if (need === 0) return coming;
     const { bavail, blocks, bsize } = await statfs(this.#around.folder);
-    if (bavail * bsize - need < blocks * bsize * SPARE)
+    const others = [...this.#coming].reduce((sum, c) => sum + outstanding(c), 0);
+    if (bavail * bsize - others - need < blocks * bsize * SPARE) {
+      const also = others > 0 ? `, ${mib(others)} are for what is being installed` : "";
       throw new Error(
-        `${titleOf(os)} needs ${mib(need)} MiB; of ${mib(blocks * bsize)} MiB, ${mib(bavail * bsize)} are free and a fifth must stay so`,
+        `${titleOf(os)} needs ${mib(need)} MiB; of ${mib(blocks * bsize)} MiB, ${mib(bavail * bsize)} are free${also} and a fifth must stay so`,
       );
+    }
+    this.#coming.add(coming);
+    return coming;
   }
 
   /** A version that is not there yet: everything of it, and then its configuration, by which it is there. */
@@ -483,6 +499,16 @@ export class GuestOses {
     await removeSynced(folder, [mark(title)]);
   }
 }
+
+/** Bytes of an installation. */
+interface Coming {
+  readonly need: number;
+  /** By file. */
+  readonly came: Map<string, number>;
+}
+
+const outstanding = ({ need, came }: Coming): number =>
+  Math.max(0, need - [...came.values()].reduce((sum, bytes) => sum + bytes, 0));
 
 const listed = (all: readonly GuestOs[]): string => all.map((os) => os.config.version).join(", ");
 const mib = (bytes: number): number => Math.ceil(bytes / 2 ** 20);
