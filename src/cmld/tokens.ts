@@ -134,14 +134,20 @@ export class Tokens {
     await this.#ask(c, Say.TOKEN_ADD_SUCCESSFUL, { code: Ask.TOKEN_ADD });
   }
 
-  /** The secret that pairs this device with its tokens, made when it is first needed. */
-  async #pairing(): Promise<Secret> {
+  /** The secret that pairs this device with its tokens, made when it is first needed, once. */
+  #pairing(c: Protected): Promise<Secret> {
+    return this.#turns.take("pairing", () => this.#paired(!isSoft(c) && this.isPaired(c)));
+  }
+
+  /** `needed`: there is hardware whose PIN begins with it; with another, each try is a wrong one. */
+  async #paired(needed: boolean): Promise<Secret> {
     const path = join(this.#keys, "device_pairing_secret");
     const bytes = await readBounded(path, PAIRING_BYTES);
     if (bytes) {
       if (bytes.length === PAIRING_BYTES) return Secret.take(bytes);
       throw new TokenRefused("internal", `${path}: ${bytes.length} bytes, not ${PAIRING_BYTES}`);
     }
+    if (needed) throw new TokenRefused("internal", `${path} is gone, and no PIN of its token is right without`);
     const fresh = Secret.random(PAIRING_BYTES);
     await this.#write("device_pairing_secret", fresh);
     return fresh;
@@ -184,7 +190,7 @@ export class Tokens {
     }
     if (!this.isPaired(c))
       throw new TokenRefused("unpaired", "its PIN has never been changed: change_pin comes first");
-    using pairing = await this.#pairing();
+    using pairing = await this.#pairing(c);
     await pin.lend((token_pin) =>
       pairing.lend((pairing_secret) =>
         this.#ask(c, Say.UNLOCK_SUCCESSFUL, { code: Ask.UNLOCK, token_pin, pairing_secret }),
@@ -293,7 +299,7 @@ export class Tokens {
       // A token of the original becomes one of ours, which takes no key without a mac.
       if (paired && this.hasKey(c) && !existsSync(join(this.#keys, `${c.uuid}.mac`)) && isSoft(c))
         (await this.#unlocked(c, pin, () => this.#key(c), dispose))[Symbol.dispose]();
-      using pairing = await this.#pairing();
+      using pairing = await this.#pairing(c);
       const [code, want] = paired
         ? [Ask.CHANGE_PIN, Say.CHANGE_PIN_SUCCESSFUL]
         : [Ask.PROVISION_PIN, Say.PROVISION_PIN_SUCCESSFUL];
