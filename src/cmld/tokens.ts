@@ -147,7 +147,8 @@ export class Tokens {
       if (bytes.length === PAIRING_BYTES) return Secret.take(bytes);
       throw new TokenRefused("internal", `${path}: ${bytes.length} bytes, not ${PAIRING_BYTES}`);
     }
-    if (needed) throw new TokenRefused("internal", `${path} is gone, and no PIN of its token is right without`);
+    if (needed)
+      throw new TokenRefused("internal", `${path} is gone, and no PIN of its token is right without`);
     const fresh = Secret.random(PAIRING_BYTES);
     await this.#write("device_pairing_secret", fresh);
     return fresh;
