@@ -6,6 +6,7 @@ import { NR } from "./numbers.ts";
 import { type Arg, type Call, type Op, Reg, show } from "./op.ts";
 
 const SIZE = 64; // sizeof(struct op)
+const LOW = 0xffffffffn;
 
 /** The number of a system call on this machine; throws where the architecture has none. */
 export function number(call: Call): number {
@@ -17,39 +18,44 @@ export function number(call: Call): number {
 /** Where memory made by mem() lies, for a struct that points to it. The caller keeps both alive. */
 export const address = (memory: Uint8Array): bigint => BigInt(ptr(memory));
 
-/** The program as bytes. Uint8Array arguments are not copied: the caller keeps them alive, made by mem(). */
+/** The program as bytes. Uint8Array arguments are not copied: the caller keeps them alive, made by mem(). Each start of a
+ * container encodes hundreds of calls while others wait: words are written as two halves, without BigInts. */
 export function encode(ops: readonly Op[]): Uint8Array<ArrayBuffer> {
-  const pieces: Uint8Array[] = [];
+  const pieces: [at: number, bytes: Uint8Array][] = [];
   const links: [at: number, to: number][] = []; // the word `at` is the address of `to`
-  const words: [at: number, value: bigint][] = [];
-  let end = 0;
-  const append = (b: Uint8Array): number => {
+  const words: number[] = []; // where, low half, high half
+  let end = SIZE * ops.length;
+  const room = (n: number): number => {
     const at = end;
-    pieces.push(b);
-    end += b.length;
-    const pad = -end & 7;
-    if (pad > 0) {
-      pieces.push(new Uint8Array(pad));
-      end += pad;
-    }
+    end += (n + 7) & ~7;
     return at;
   };
-  append(new Uint8Array(SIZE * ops.length));
+  const append = (b: Uint8Array): number => {
+    const at = room(b.length);
+    pieces.push([at, b]);
+    return at;
+  };
+  const word = (at: number, value: number): void => {
+    if (value !== 0) words.push(at, value >>> 0, Math.floor(value / 2 ** 32) >>> 0);
+  };
 
   const put = (at: number, a: Arg): void => {
     if (a === null) return;
-    if (a instanceof Reg) words.push([at, BigInt(a.index)]);
-    else if (a instanceof Uint8Array) words.push([at, BigInt(ptr(a))]);
+    if (typeof a === "number") {
+      if (!Number.isSafeInteger(a)) throw new RangeError(`${a} is no argument of a system call`);
+      word(at, a);
+    } else if (typeof a === "bigint") words.push(at, Number(a & LOW), Number((a >> 32n) & LOW));
+    else if (a instanceof Reg) word(at, a.index);
+    else if (a instanceof Uint8Array) word(at, ptr(a));
     else if (typeof a === "string") {
       if (a.includes("\0")) throw new Error(`argument with a NUL byte: ${JSON.stringify(a)}`);
       links.push([at, append(Buffer.from(a + "\0"))]);
-    } else if (typeof a !== "object") words.push([at, BigInt.asUintN(64, BigInt(a))]);
-    else if ("data" in a) {
+    } else if ("data" in a) {
       const to = append(a.data);
       links.push([at, to]);
       for (const [offset, target] of a.pointers ?? []) put(to + offset, target);
     } else {
-      const vector = append(new Uint8Array(8 * (a.length + 1)));
+      const vector = room(8 * (a.length + 1));
       a.forEach((s, i) => {
         put(vector + 8 * i, s);
       });
@@ -59,26 +65,30 @@ export function encode(ops: readonly Op[]): Uint8Array<ArrayBuffer> {
 
   ops.forEach((op, i) => {
     const at = i * SIZE;
-    if (op.args.length > 6) throw new Error(`${show(op)}: more than six arguments`);
-    const regs = op.args.reduce<number>((m, a, k) => m | (a instanceof Reg ? 1 << k : 0), 0);
-    const head = number(op.call) | 0;
-    const flags = (op.save ? op.save.index + 1 : 0) | (regs << 8) | ((op.allow ?? 0) << 16);
-    words.push([at, BigInt(head) | (BigInt(flags >>> 0) << 32n)]);
-    op.args.forEach((a, k) => {
+    const { args } = op;
+    if (args.length > 6) throw new Error(`${show(op)}: more than six arguments`);
+    let regs = 0;
+    for (let k = 0; k < args.length; k++) {
+      const a = args[k]!;
+      if (a instanceof Reg) regs |= 1 << k;
       put(at + 8 + 8 * k, a);
-    });
-    words.push([at + 56, BigInt.asUintN(64, BigInt(op.want ?? 0))]);
+    }
+    const flags = (op.save ? op.save.index + 1 : 0) | (regs << 8) | ((op.allow ?? 0) << 16);
+    words.push(at, number(op.call) >>> 0, flags >>> 0);
+    put(at + 56, op.want ?? 0);
   });
 
   const all = mem(end); // never a small Buffer: its storage may move
-  let at = 0;
-  for (const piece of pieces) {
-    all.set(piece, at);
-    at += piece.length;
-  }
+  for (const [at, piece] of pieces) all.set(piece, at);
   const view = new DataView(all.buffer);
-  const base = BigInt(ptr(all));
-  for (const [where, value] of words) view.setBigUint64(where, value, true);
-  for (const [where, to] of links) view.setBigUint64(where, base + BigInt(to), true);
+  for (let i = 0; i < words.length; i += 3) {
+    view.setUint32(words[i]!, words[i + 1]!, true);
+    view.setUint32(words[i]! + 4, words[i + 2]!, true);
+  }
+  const base = ptr(all);
+  for (const [at, to] of links) {
+    view.setUint32(at, (base + to) >>> 0, true);
+    view.setUint32(at + 4, Math.floor((base + to) / 2 ** 32), true);
+  }
   return all;
 }
