@@ -196,6 +196,11 @@ test("two at a time are served one after the other; what is destroyed is gone", 
   expect(existsSync(file(`${UUID}.key`))).toBe(false);
   expect(existsSync(join(images, "token_is_paired"))).toBe(false);
   expect(await refused(ours.open(web, pin("5678")))).toBe("unpaired");
+  // What was wiped here has not changed the token: it is still paired, and its PIN is the last one.
+  expect(await refused(ours.changePin(web, pin("wrong"), pin("1")))).toBe("internal");
+  await ours.changePin(web, pin("5678"), pin("9999"));
+  using other = await ours.open(web, pin("9999"));
+  expect(other.equals(_)).toBe(false);
 });
 
 test("a wrapped key without its proof is taken once, from the original, and never from a token that is ours", async () => {

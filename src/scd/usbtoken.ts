@@ -2,10 +2,12 @@
 // container's key (RFC 3394, 104 bytes as the original's). Its PIN is what pairs it with this device, and what somebody types.
 //
 // The token counts wrong PINs itself, and blocks itself for good; ours counts as well, and stops before that.
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { PinLocked, Pkcs11Error, type Pkcs11Module, type Session, type TokenInfo } from "../pki/pkcs11.ts";
 import { WrongPassword } from "../pki/pkcs12.ts";
 import { Corrupt } from "../pki/wrap.ts";
+import { writeAtomic } from "../sys/file.ts";
 import { Secret } from "../sys/secret.ts";
 import { type Token, UNLOCKED_MS, type Unwrapped, type Wrapped } from "./tokens.ts";
 import { LockedTillReboot, Tries } from "./tries.ts";
@@ -15,6 +17,8 @@ const NOT_ITS_OWN: ReadonlySet<number> = new Set([0x5, 0x40, 0x41, 0x110, 0x112]
 
 export class UsbToken implements Token {
   readonly #tries: Tries;
+  /** There once the token's PIN begins with this device's pairing secret, whichever container's it was then. */
+  readonly #paired: string;
   #session: Session | undefined;
   #timer: Timer | undefined;
 
@@ -25,6 +29,7 @@ export class UsbToken implements Token {
     readonly module: () => Pkcs11Module,
   ) {
     this.#tries = new Tries(join(folder, `${uuid}.tries`));
+    this.#paired = join(folder, `card-${Buffer.from(serial).toString("hex")}.paired`);
   }
 
   #token(): TokenInfo {
@@ -66,6 +71,7 @@ export class UsbToken implements Token {
     using code = authenticationCode(pairing, pin);
     this.#session = await this.#login(code);
     this.#timer = setTimeout(() => this.lock(), UNLOCKED_MS);
+    await this.#note();
   }
 
   lock(): void {
@@ -77,8 +83,22 @@ export class UsbToken implements Token {
 
   /** The key is made when it is first used, so that a change that is interrupted is a change that was made or was not. */
   async provision(pin: Secret, fresh: Secret, pairing: Uint8Array): Promise<void> {
+    const again = existsSync(this.#paired); // a wipe takes nothing from the token: each try of the bare PIN would be lost
+    using old = again ? authenticationCode(pairing, pin) : pin.copy();
     using code = authenticationCode(pairing, fresh);
-    await this.#change(pin, code);
+    try {
+      await this.#change(old, code);
+    } catch (e) {
+      if (!again || !(e instanceof WrongPassword)) throw e;
+      throw new WrongPassword(
+        `${e.message} (the token is paired with this device; if it was initialised since, remove ${this.#paired})`,
+      );
+    }
+    await this.#note();
+  }
+
+  async #note(): Promise<void> {
+    if (!existsSync(this.#paired)) await writeAtomic(this.#paired, "");
   }
 
   async changePin(pin: Secret, fresh: Secret, pairing: Uint8Array): Promise<void> {
