@@ -145,12 +145,16 @@ test("what a GuestOS may not say", () => {
   );
   wrong(twice(hashes("a"), hashes("a", 2)), 'mounts[1].image_size: "root" has 2 here, and 1 in mounts[0]');
   wrong(
-    twice(`${hashes("a")} image_verity_sha256: "${"c".repeat(64)}"`, hashes("a")),
+    twice(`${hashes("a", 4096)} image_verity_sha256: "${"c".repeat(64)}"`, hashes("a", 4096)),
     `mounts[1].image_verity_sha256: "root" has none here, and ${"c".repeat(64)} in mounts[0]`,
   );
   wrong(
     `${mount("root", "/", "SHARED", hashes("a"))} ${mount("root", "/", "SHARED", hashes("b")).replace("mounts", "mounts_setup")}`,
     "mounts_setup[0].image_sha2_256",
+  );
+  wrong(
+    mount("root", "/", "SHARED", `${hashes("a", 4097)} image_verity_sha256: "${"c".repeat(64)}"`),
+    "mounts[0].image_size: 4097 is no number of whole blocks of 4096",
   );
   const same = `name:"a" hardware:"x86" version:1 description{en:"x"} ${twice(hashes("a"), hashes("A"))}`;
   expect(readGuestOs(bytes(same)).config.mounts).toHaveLength(2);

@@ -103,6 +103,15 @@ test("images in place: installed, listed, loaded again byte for byte", async () 
   expect(await again.missing(again.all()[0]!)).toBeUndefined();
 });
 
+test("what is to be written to a partition is refused before anything is fetched", async () => {
+  const { folder, store } = await fresh();
+  const flash = Buffer.from(conf(1).toString().replace("SHARED_RW", "FLASH"));
+  expect(await store.push(flash).catch(chain)).toBe(
+    "debian-1 has images of type FLASH, which are not written here",
+  );
+  expect(readdirSync(folder)).toEqual([]);
+});
+
 test("an image of which nothing could be judged is not fetched", async () => {
   const { store } = await fresh();
   using server = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response(image) });

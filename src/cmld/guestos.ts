@@ -249,6 +249,8 @@ export class GuestOses {
     const read = readGuestOs(source);
     fits(read);
     const title = titleOf(read);
+    if (read.config.mounts.some((m) => m.mount_type === FLASH))
+      throw new Error(`${title} has images of type FLASH, which are not written here`);
     const { name, version } = read.config;
     return this.#alone(name, async (release) => {
       const newest = this.#versions(name)[0];
@@ -391,8 +393,6 @@ export class GuestOses {
       const still = (await wrongSize(os, image)) ?? (await treeReason(os, image)); // the hash was looked at on the way
       if (still) throw new Error(still);
     }
-    if (os.config.mounts.some((m) => m.mount_type === FLASH))
-      throw new Error("images of type FLASH can't be installed yet");
   }
 
   async #wrongImage(os: GuestOs, image: GuestOsMount): Promise<string | undefined> {
