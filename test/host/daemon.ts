@@ -173,7 +173,7 @@ export class Cmld implements AsyncDisposable {
         (await Client.to(this.socket))[Symbol.dispose]();
         return;
       } catch {
-        if (process.exitCode !== null)
+        if (process.exitCode !== null || process.signalCode !== null)
           throw new Error(
             `cmld has ended with ${process.exitCode} ${process.signalCode}: ${await log.text()}`,
           );
