@@ -457,6 +457,34 @@ test("no daemon, no socket, no file: one line each", async () => {
   expect(daemon.requests).toEqual([]);
 });
 
+test("a signature that lies beside its configuration goes with it; half of a pair, or another one that is named, does not", async () => {
+  using daemon = daemonWith((_, answer) => answer(OK));
+  const at = (name: string) => `${daemon.folder}/${name}`;
+  for (const name of ["a.conf", "a.sig", "a.cert", "b.conf", "b.sig", "c.sig", "c.cert", "d.txt"])
+    writeFileSync(at(name), name);
+  const sent = async (...words: string[]) => {
+    daemon.requests.length = 0;
+    expect((await control(daemon, words)).exit).toBe(0);
+    const m = daemon.requests.at(-1)!.message;
+    const fields =
+      m.command === Command.PUSH_GUESTOS_CONFIG
+        ? [m.guestos_config_file, m.guestos_config_signature, m.guestos_config_certificate]
+        : [m.container_config_file, m.container_config_signature, m.container_config_certificate];
+    return fields
+      .map((f) => (f === undefined ? "" : Buffer.from(f).toString()))
+      .join(" ")
+      .trimEnd();
+  };
+  expect(await sent("push_guestos_config", at("a.conf"))).toBe("a.conf a.sig a.cert");
+  expect(await sent("push_guestos_config", at("a.conf"), at("c.sig"), at("c.cert"))).toBe(
+    "a.conf c.sig c.cert",
+  );
+  expect(await sent("push_guestos_config", at("b.conf"))).toBe("b.conf");
+  expect(await sent("create", at("a.conf"))).toBe("a.conf a.sig a.cert");
+  expect(await sent("create", at("d.txt"))).toBe("d.txt");
+  expect(await sent("update_config", "web", at("a.conf"))).toBe("a.conf a.sig a.cert");
+});
+
 test("what stands before a line is not said twice", () => {
   expect(titled("start web: ", "web is STOPPED")).toBe("start web: web is STOPPED");
   expect(titled("start web: ", "start web: no room")).toBe("start web: no room");

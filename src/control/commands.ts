@@ -2,7 +2,7 @@
 // completion (completion.ts) and the manual page (man.ts); a new command is a new row.
 //
 // Names, forms and the order of requests on the wire are the original's; what is new says so in its row.
-import { closeSync, openSync, readSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync, writeFileSync } from "node:fs";
 import {
   ContainerConfig,
   ContainerTokenType,
@@ -53,8 +53,8 @@ const file = (name: string, description: string, more: Partial<Argument> = {}): 
   ...more,
 });
 const CONFIG = file("config", "file with the configuration, see container.conf(5)");
-const SIGNATURE = file("signature", "its signature", { optional: true });
-const CERTIFICATE = file("certificate", "certificate of whoever signed it", { optional: true });
+const SIGNATURE = file("signature", "its signature (NAME.sig beside NAME.conf)", { optional: true });
+const CERTIFICATE = file("certificate", "certificate of whoever signed it (NAME.cert)", { optional: true });
 const KEY: Option = {
   name: "key",
   short: "k",
@@ -113,9 +113,14 @@ const saying =
   (_m, _c, container) =>
     `${container ? named(container.name) : "device"}: ${sentence}\n`;
 
-function bytesOf(call: Call, argument: string): Uint8Array | undefined {
+type Bytes = Uint8Array | undefined;
+
+function bytesOf(call: Call, argument: string): Bytes {
   const path = call.given.words(argument)[0];
-  if (path === undefined) return undefined;
+  return path === undefined ? undefined : bytesIn(argument, path);
+}
+
+function bytesIn(argument: string, path: string): Uint8Array {
   try {
     const bytes = contents(path);
     if (bytes.length === 0) throw new Error("it is empty");
@@ -144,11 +149,26 @@ function contents(path: string): Uint8Array {
   }
 }
 
-const configuration = (call: Call): Fields => ({
-  container_config_file: bytesOf(call, "config"),
-  container_config_signature: bytesOf(call, "signature"),
-  container_config_certificate: bytesOf(call, "certificate"),
-});
+/** A configuration and its signature: the files that were named, or what lies beside NAME.conf as NAME.sig and NAME.cert. */
+function signed(call: Call): [config: Bytes, signature: Bytes, certificate: Bytes] {
+  const config = bytesOf(call, "config");
+  const [path = ""] = call.given.words("config");
+  const beside = ["sig", "cert"].map((end) => path.replace(/conf$/, end));
+  if (
+    call.given.words("signature").length === 0 &&
+    path.endsWith(".conf") &&
+    beside.every((p) => existsSync(p))
+  ) {
+    const [signature, certificate] = beside as [string, string];
+    return [config, bytesIn("signature", signature), bytesIn("certificate", certificate)];
+  }
+  return [config, bytesOf(call, "signature"), bytesOf(call, "certificate")];
+}
+
+function configuration(call: Call): Fields {
+  const [container_config_file, container_config_signature, container_config_certificate] = signed(call);
+  return { container_config_file, container_config_signature, container_config_certificate };
+}
 
 const iface = (call: Call): Fields => {
   const name = call.given.value("iface");
@@ -440,10 +460,11 @@ async function restore(call: Call): Promise<number> {
 }
 
 async function pushGuestos(call: Call): Promise<number> {
+  const [guestos_config_file, guestos_config_signature, guestos_config_certificate] = signed(call);
   const fields = {
-    guestos_config_file: bytesOf(call, "config"),
-    guestos_config_signature: bytesOf(call, "signature"),
-    guestos_config_certificate: bytesOf(call, "certificate"),
+    guestos_config_file,
+    guestos_config_signature,
+    guestos_config_certificate,
     ...(call.manner === "person" && process.stderr.isTTY && { want_progress: true }),
   };
   using connection = await call.connect();
