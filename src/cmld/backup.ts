@@ -8,9 +8,9 @@
 // everything in clear is authenticated with the first. So nobody can change, drop, swap or add a piece, or cut the end off,
 // and who restores knows that it comes from somebody who has had the key. A piece is a line of JSON or bytes of a file;
 // what is only zeros is not sent. Numbers are big-endian.
-import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import { constants, type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { regular, synced } from "../sys/file.ts";
 import { derived } from "../sys/hkdf.ts";
 import { Secret } from "../sys/secret.ts";
@@ -81,13 +81,13 @@ export async function* backup(
   folder: string,
   names: readonly string[],
 ): AsyncGenerator<Uint8Array> {
-  const salt = randomBytes(SALT);
+  const salt = nodeCrypto().randomBytes(SALT);
   const head = Buffer.concat([Buffer.from(MAGIC, "latin1"), u32(wrapped.length), wrapped, salt]);
   using under = pieceKey(key, salt);
   let count = 0;
   const sealed = (kind: number, bytes: Uint8Array): Uint8Array => {
     const last = kind === END;
-    const cipher = under.lend((k) => createCipheriv("aes-256-gcm", k, nonce(count, last)));
+    const cipher = under.lend((k) => nodeCrypto().createCipheriv("aes-256-gcm", k, nonce(count, last)));
     if (count++ === 0) cipher.setAAD(head);
     const body = Buffer.concat([cipher.update(Buffer.of(kind)), cipher.update(bytes), cipher.final()]);
     return Buffer.concat([u32(body.length), body, cipher.getAuthTag()]);
@@ -170,7 +170,9 @@ export class Restoration implements AsyncDisposable {
     const tag = this.#rest.subarray(4 + length, 4 + length + TAG);
     this.#rest = this.#rest.subarray(4 + length + TAG);
     const last = length === 1;
-    const opened = this.#under!.lend((k) => createDecipheriv("aes-256-gcm", k, nonce(this.#count, last)));
+    const opened = this.#under!.lend((k) =>
+      nodeCrypto().createDecipheriv("aes-256-gcm", k, nonce(this.#count, last)),
+    );
     if (this.#count === 0) opened.setAAD(this.#head!);
     opened.setAuthTag(tag);
     try {

@@ -5,8 +5,8 @@
 // there it must be what that place can hold. Files that are on the disk already may break the rule of names alone; such
 // names are shown in quotes.
 
-import { isIP } from "node:net";
 import * as proto from "../../proto/gen/proto.js";
+import { nodeNet } from "../lib/ondemand.ts";
 import { EnumType, type Field, type Message, Schema } from "../lib/protobuf.ts";
 import { parse } from "../lib/text.ts";
 import { parseUuid } from "../lib/uuid.ts";
@@ -147,7 +147,7 @@ function imageName(field: string, name: string): void {
 }
 
 const address = (field: string, value: string): void => {
-  if (value !== "" && isIP(value) === 0) refuse(field, `${quote(value)} is no IP address`);
+  if (value !== "" && nodeNet().isIP(value) === 0) refuse(field, `${quote(value)} is no IP address`);
 };
 const within = (field: string, n: number, min: number, max: number): void => {
   if (n < min || n > max) refuse(field, `${n} is not within ${min} to ${max}`);

@@ -7,7 +7,6 @@
 // The .conf makes the container: it is written last and removed last. One bad file costs one container, with a line in
 // the log. Nothing here decides whether a container may be changed now; the callers know what runs.
 
-import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, readdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -389,4 +388,4 @@ export class Containers {
 
 /** As drawn; whoever makes the link clears the multicast bit and sets the local one. */
 export const randomMac = (): string =>
-  [...randomBytes(6)].map((b) => b.toString(16).padStart(2, "0")).join(":");
+  [...crypto.getRandomValues(new Uint8Array(6))].map((b) => b.toString(16).padStart(2, "0")).join(":");

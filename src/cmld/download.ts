@@ -2,10 +2,11 @@
 // machine's); from file:///… by cmld; from file://… within the client's container by a child, because whoever serves its file
 // systems may let us wait. What arrives is appended to a file beside its place and hashed on the way; an
 // interrupted download goes on where it ended. The file gets its name when size and hash are right.
-import { createHash, type Hash } from "node:crypto";
+import type { Hash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { constants, type FileHandle, lstat, open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { confined } from "../run/confined.ts";
 import { type Ended, launch, reap } from "../run/launch.ts";
 import { own } from "../run/self.ts";
@@ -80,7 +81,7 @@ export async function download(web: Web, wanted: Wanted): Promise<void> {
 
 async function brought(web: Web, wanted: Wanted, part: string): Promise<void> {
   await using file = await open(part, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o644);
-  const hash = wanted.hash && createHash(wanted.hash[0]);
+  const hash = wanted.hash && nodeCrypto().createHash(wanted.hash[0]);
   let at = await resumed(file, wanted.size ?? wanted.most, hash);
   if (at === undefined) return await restart(web, wanted, part);
   wanted.progress(at);

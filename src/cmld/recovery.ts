@@ -5,7 +5,7 @@
 //   "CMLRECO1"  salt[32]  nonce[12]  ciphertext  tag[16]
 //
 // AES-256-GCM under HKDF-SHA256 of the recovery key. 128 random bits need no slow derivation.
-import { randomBytes } from "node:crypto";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { decrypt, encrypt, NONCE, TAG } from "../sys/gcm.ts";
 import { derived } from "../sys/hkdf.ts";
 import type { Secret } from "../sys/secret.ts";
@@ -23,7 +23,9 @@ function wrapping(recovery: Secret, salt: Uint8Array): Buffer {
 export function wrap(key: Secret, recovery: Secret): Uint8Array {
   const head = Buffer.alloc(BODY);
   head.write(MAGIC, "latin1");
-  randomBytes(BODY - SALT).copy(head, SALT);
+  nodeCrypto()
+    .randomBytes(BODY - SALT)
+    .copy(head, SALT);
   return encrypt(key, wrapping(recovery, head.subarray(SALT, BODY - NONCE)), head);
 }
 

@@ -1,9 +1,10 @@
 // Who may say what runs here: signatures as scd judges them, and what device.conf makes of that; the roots that are
 // registered, and the device's own certificate.
-import { createHash, X509Certificate } from "node:crypto";
+import type { X509Certificate } from "node:crypto";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { ContainerTrust } from "../../proto/gen/proto.js";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat2, RESOLVE_NO_SYMLINKS } from "../sys/calls.ts";
 import { EEXIST, isErrno } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
@@ -70,7 +71,7 @@ export class Trust {
   /** Believe a further root (spec/core.md 2.2, REGISTER_NEWCA). */
   async registerRoot(pem: Uint8Array): Promise<void> {
     checkRoot(pem);
-    const name = createHash("sha1").update(pem).digest("hex");
+    const name = nodeCrypto().createHash("sha1").update(pem).digest("hex");
     using folder = await this.#folder("ca");
     if (await readBounded(within(folder, name), ROOT_MAX)) return; // there already
     await writeAtomic(within(folder, name), pem, 0o644);
@@ -122,7 +123,7 @@ function checkRoot(pem: Uint8Array): void {
     throw new Error("a PEM certificate is needed, and nothing before or after it");
   let certificate: X509Certificate;
   try {
-    certificate = new X509Certificate(pem);
+    certificate = new (nodeCrypto().X509Certificate)(pem);
   } catch (cause) {
     throw new Error("no certificate that can be read", { cause });
   }

@@ -3,9 +3,9 @@
 // Nobody has to remember to remove one: as soon as it is open here it is marked for removal with its last user, as loop
 // devices are. So it outlives us under the containers that use it, the kernel counts them, and whoever comes next finds it
 // by its name and believes it only if its table proves the same root hash. A ledger names it for the moment before.
-import { createHash } from "node:crypto";
 import { fstatSync, read as readAt, rmSync } from "node:fs";
 import { promisify } from "node:util";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { create, deactivate, mapperWith, node } from "../run/mapper.ts";
 import { type FileSystem, mountMapped } from "../run/mounting.ts";
 import { AT_FDCWD, O_NOFOLLOW, O_RDONLY, openat } from "../sys/calls.ts";
@@ -40,7 +40,7 @@ export const available = (): Promise<boolean> => mapperWith(["verity"], ["dm-ver
 export const deviceName = (title: string): string =>
   /^[A-Za-z0-9._+-]{1,127}$/.test(title)
     ? title
-    : `verity-${createHash("sha256").update(title).digest("hex").slice(0, 32)}`;
+    : `verity-${nodeCrypto().createHash("sha256").update(title).digest("hex").slice(0, 32)}`;
 
 export interface Wanted {
   /** Of the device: one for all containers of this image. */

@@ -1,6 +1,5 @@
 // Certificates and requests for them: the hierarchy of a development PKI, a device's own certificate, a soft token's.
 // Extensions are written as openssl's configuration writes them (x509v3_config(5)).
-import { randomBytes } from "node:crypto";
 import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
 import { lasting, mem } from "../sys/mem.ts";
 import { must, Scope, written } from "./crypto.ts";
@@ -50,7 +49,7 @@ export function certify(order: Order): Uint8Array {
   using scope = new Scope();
   const made = scope.own(C.X509_new(), C.X509_free, "X509_new");
   must(C.X509_set_version(made, X509_V3), "X509_set_version");
-  const bytes = lasting(randomBytes(SERIAL));
+  const bytes = lasting(crypto.getRandomValues(new Uint8Array(SERIAL)));
   bytes[0]! = (bytes[0]! & 0x7f) | 0x40;
   const big = scope.own(C.BN_bin2bn(bytes, SERIAL, null), C.BN_free, "BN_bin2bn");
   const serial = scope.own(C.BN_to_ASN1_INTEGER(big, null), C.ASN1_INTEGER_free, "BN_to_ASN1_INTEGER");

@@ -1,7 +1,6 @@
 // A container's key as its soft token wraps it, in the original's format (spec/security.md 1.6): lengths, IV, a session
 // key encrypted to the token's RSA key, the container's key encrypted with that. Whoever has the public key could make
 // one, so ours comes with a proof: a MAC under a key that only the token's private key gives.
-import { randomBytes } from "node:crypto";
 import { crypto as C, type Pointer } from "../../ffi/crypto.ts";
 import { lasting, mem } from "../sys/mem.ts";
 import { Secret } from "../sys/secret.ts";
@@ -56,7 +55,7 @@ export function wrap(key: PrivateKey, secret: Secret): Uint8Array {
   const header = new DataView(out.buffer);
   header.setInt32(0, size, true);
   header.setInt32(4, length, true);
-  const iv = randomBytes(IV);
+  const iv = crypto.getRandomValues(new Uint8Array(IV));
   out.set(iv, HEADER);
   const ctx = rsa(scope, key);
   must(C.EVP_PKEY_encrypt_init(ctx), "EVP_PKEY_encrypt_init");

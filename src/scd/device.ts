@@ -1,9 +1,9 @@
 // The device's own identity: a key, a request for a certificate, and the certificate, self-signed until somebody pushes
 // a better one (spec/security.md 1.4). The key is made at the first start, in a process of its own: RSA-4096 takes
 // seconds, on small machines many.
-import { randomUUID, X509Certificate } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { isFor } from "../pki/certificates.ts";
 import { certify, type Extensions, type Name, request } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
@@ -79,7 +79,7 @@ export class Device {
 
   /** Make key, request and self-signed certificate, the certificate last: without it all is made again. */
   async initialise(): Promise<void> {
-    const uuid = randomUUID();
+    const uuid = crypto.randomUUID();
     using key = PrivateKey.generate(KEY);
     const pem = this.#withPassphrase((p) => key.pem(p));
     await writeAtomic(this.#at("device.key"), pem);
@@ -95,7 +95,7 @@ export class Device {
   async identify(): Promise<void> {
     if (existsSync(this.#at("device_id.conf"))) return;
     const certificate = await readBounded(this.#at("device.cert"), CERTIFICATE_MAX);
-    const names = certificate && new X509Certificate(certificate).subjectAltName;
+    const names = certificate && new (nodeCrypto().X509Certificate)(certificate).subjectAltName;
     const uuid = names && ALIAS.exec(names)?.[1];
     if (!uuid) throw new Error("device.cert: no URI:UUID:… among its subject's names");
     await writeAtomic(this.#at("device_id.conf"), `uuid: "${uuid}"\n`);

@@ -1,6 +1,5 @@
 // What scd answers: one function per request of spec/security.md 1.2. Files are read by descriptor where the manager sends
 // one, else by path beneath the folders that hold signed things; nothing else can be asked for.
-import { createHash } from "node:crypto";
 import { fstatSync, read } from "node:fs";
 import { sep } from "node:path";
 import { promisify } from "node:util";
@@ -11,6 +10,7 @@ import {
   TokenToDaemon,
   TokenType,
 } from "../../proto/gen/proto.js";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { TEXT_MAX } from "../lib/text.ts";
 import { BUNDLE_MAX } from "../pki/certificates.ts";
 import { TokenGone } from "../pki/pkcs11.ts";
@@ -97,7 +97,7 @@ async function readFd(fd: Fd, what: string, max: number): Promise<Uint8Array> {
 
 async function hashed(fd: Fd, what: string, algorithm: string): Promise<Buffer> {
   regular(fd, what);
-  const hash = createHash(algorithm);
+  const hash = nodeCrypto().createHash(algorithm);
   // One is read while the other is hashed.
   let [mine, other] = [new Uint8Array(PIECE), new Uint8Array(PIECE)];
   let reading = readAt(fd.n, mine, 0, PIECE, 0);
@@ -163,7 +163,8 @@ async function done(
       return { code: Say.CRYPTO_HASH_OK, hash_value };
     }
     case Ask.CRYPTO_HASH_BUF: {
-      const hash_value = createHash(algorithmOf(request))
+      const hash_value = nodeCrypto()
+        .createHash(algorithmOf(request))
         .update(request.hash_buf ?? new Uint8Array())
         .digest();
       return { code: Say.CRYPTO_HASH_OK, hash_value };

@@ -1,6 +1,5 @@
 // Soft tokens: a private key in tokens/<uuid>.p12 behind a PIN (spec/security.md 1.6). The file is all there is of one; what
 // is held in memory is its key, between an unlock and the lock that follows.
-import { timingSafeEqual } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { certify, type Extensions, type Name } from "../pki/issue.ts";
@@ -151,4 +150,5 @@ export class SoftToken implements Token {
   }
 }
 
-const equal = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && timingSafeEqual(a, b);
+const equal = (a: Uint8Array, b: Uint8Array): boolean =>
+  a.length === b.length && crypto.timingSafeEqual(a, b);

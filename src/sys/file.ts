@@ -1,8 +1,8 @@
 // Files that must survive a power cut: the old content or the new one, never half of it. Waiting for the disk happens
 // beside the event loop.
-import { randomBytes } from "node:crypto";
 import { constants, type FileHandle, lstat, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { ENOENT, isErrno } from "./error.ts";
 
 const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY, O_DIRECTORY } = constants;
@@ -48,7 +48,7 @@ export async function destroy(path: string): Promise<void> {
     const status = await lstat(path);
     if (status.isFile()) {
       await using file = await open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK);
-      await file.write(randomBytes(Math.min(status.size, OVERWRITTEN)), 0, null, 0);
+      await file.write(nodeCrypto().randomBytes(Math.min(status.size, OVERWRITTEN)), 0, null, 0);
       await file.sync();
     }
     await removeSynced(dirname(path), [basename(path)]);

@@ -7,8 +7,8 @@
 //
 // AES-256-GCM; the key that protects is HKDF-SHA256 of the facts, and the name and everything before the nonce's end are
 // authenticated with it.
-import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { nodeCrypto } from "../lib/ondemand.ts";
 import { decrypt, encrypt, NONCE, TAG } from "./gcm.ts";
 import { derived } from "./hkdf.ts";
 import type { Secret } from "./secret.ts";
@@ -59,7 +59,9 @@ export function seal(key: Secret, name: string, facts = machineFacts()): Uint8Ar
   head.write(MAGIC, "latin1");
   head[PROTECTOR] = MACHINE;
   head[FACTS] = bitsOf(facts);
-  randomBytes(BODY - SALT).copy(head, SALT);
+  nodeCrypto()
+    .randomBytes(BODY - SALT)
+    .copy(head, SALT);
   return encrypt(key, wrapping(facts, head[FACTS], head.subarray(SALT, BODY - NONCE)), head, name);
 }
 

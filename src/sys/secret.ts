@@ -3,7 +3,6 @@
 // It lies in one region of memory of its own that the kernel neither swaps nor dumps, so there is one copy to wipe as
 // long as nobody makes another: bytes that are taken over are wiped where they were, and no method makes a string.
 // What a runtime that collects garbage cannot promise is written down in docs/keys.md.
-import { randomFillSync, timingSafeEqual } from "node:crypto";
 import { address } from "./encode.ts";
 import { mem } from "./mem.ts";
 import { attempt } from "./now.ts";
@@ -63,7 +62,7 @@ export class Secret implements Disposable {
 
   static random(length: number): Secret {
     const made = new Secret(length);
-    randomFillSync(made.#bytes);
+    crypto.getRandomValues(made.#bytes);
     return made;
   }
 
@@ -90,7 +89,7 @@ export class Secret implements Disposable {
   }
 
   equals(other: Secret): boolean {
-    return this.lend((a) => other.lend((b) => a.length === b.length && timingSafeEqual(a, b)));
+    return this.lend((a) => other.lend((b) => a.length === b.length && crypto.timingSafeEqual(a, b)));
   }
 
   toJSON(): string {
