@@ -9,6 +9,7 @@ import { certify, type Extensions, type Name, request } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { readBounded, writeAtomic } from "../sys/file.ts";
 import type { Secret } from "../sys/secret.ts";
+import { present } from "./tries.ts";
 
 const KEY = "rsa:4096";
 const DAYS = 365;
@@ -42,9 +43,6 @@ const extensions = (uuid: string): Extensions => [
   ["subjectAltName", `${URI}${uuid}`],
 ];
 
-/** This boot of the kernel. */
-const boot = (): string => readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
-
 export class Device {
   #passphrase: Secret | undefined;
   constructor(readonly tokens: string) {}
@@ -74,7 +72,7 @@ export class Device {
   /** The boot in which the key was made lasts: the request may be pulled, the certificate pushed. */
   async provisioning(): Promise<boolean> {
     const marker = await readBounded(this.#at("provisioning"), 64);
-    return marker !== undefined && Buffer.from(marker).toString() === boot();
+    return marker !== undefined && Buffer.from(marker).toString() === present().boot;
   }
 
   /** Make key, request and self-signed certificate, the certificate last: without it all is made again. */
@@ -85,7 +83,7 @@ export class Device {
     await writeAtomic(this.#at("device.key"), pem);
     pem.fill(0);
     await writeAtomic(this.#at("device.csr"), request(subject(), key, extensions(uuid)));
-    await writeAtomic(this.#at("provisioning"), boot());
+    await writeAtomic(this.#at("provisioning"), present().boot);
     const own = certify({ subject: subject(), key, days: DAYS, extensions: extensions(uuid) });
     await writeAtomic(this.#at("device.cert"), own);
     await this.identify();

@@ -144,7 +144,7 @@ test("two of one name: the first is taken, and said; what a program reads stays 
   expect((await control("stats", uuids[0]!, "no\nbody")).stderr).toEndWith('does not exist! ("no\\nbody")\n');
   expect(await control("help", "bogus")).toMatchObject({ exit: 255 });
   for (const uuid of uuids) expect(await control("remove", uuid)).toMatchObject({ stdout: OK });
-});
+}, 30_000);
 
 test("the logs of the daemon are fetched", async () => {
   const folder = join(cmld.folder, "fetched");
