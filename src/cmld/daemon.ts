@@ -148,7 +148,6 @@ export class Manager implements Daemon {
   #deviceUuid: string | undefined;
   /** core0 has ended, or somebody wants us to: nothing is started any more. */
   #ending = false;
-  #toEnd = Promise.withResolvers<void>();
   #how: End = "power off";
 
   constructor(machine: Machine) {
@@ -345,7 +344,7 @@ export class Manager implements Daemon {
 
   /** core0 ends: every other container ends, then the machine. */
   async #everything(): Promise<void> {
-    this.#beginEnd();
+    this.#ending = true;
     await this.#stopAll();
     this.#m.log.info(`all containers have stopped: ${this.#how}`);
     this.#m.end(this.#how);
@@ -353,11 +352,6 @@ export class Manager implements Daemon {
 
   #refuseAtEnd(): void {
     if (this.#ending) throw new Error("everything is being stopped");
-  }
-
-  #beginEnd(): void {
-    this.#ending = true;
-    this.#toEnd.resolve();
   }
 
   /** Stop all containers, core0 last; each is killed when its time is over. */
@@ -368,8 +362,7 @@ export class Manager implements Daemon {
   }
 
   async #stopOne(c: Managed): Promise<void> {
-    await this.#turns.over(c.uuid); // a start that has begun
-    if (c.state === "STOPPED" || c.state === "ZOMBIE") return;
+    if (c.state === "STOPPED" || c.state === "ZOMBIE") return c.kill(); // an explain() under way comes to its end
     if (c.state !== "SHUTDOWN")
       await c.stop().catch((e) => {
         this.#m.log.warn(chain(e));
@@ -384,7 +377,7 @@ export class Manager implements Daemon {
       await Promise.all([...this.#all.values()].map((c) => c.kill()));
       return;
     }
-    this.#beginEnd();
+    this.#ending = true;
     await this.#stopAll();
   }
 
@@ -707,7 +700,7 @@ export class Manager implements Daemon {
       };
       for await (const piece of save(base, c, about, key)) {
         this.#refuseAtEnd();
-        await Promise.race([to(piece), this.#toEnd.promise]); // its client may stand still
+        await to(piece);
       }
       this.#record("SSA", "container-export", c);
     });
@@ -785,10 +778,11 @@ export class Manager implements Daemon {
       if (runs(c)) throw new Error(`${shownName(c.config.name)} is ${c.state} already`);
       const key = pin && (await this.#unsealed(c, pin));
       try {
-        this.#refuseAtEnd();
         await this.#rebind(c);
         await this.#noteVersion(c);
         await modulesLoaded(c.isC0 ? "core" : "guests");
+        this.#refuseAtEnd(); // which waits for no token, nor for anything else that has not begun
+        if (this.#managed(known) !== c) throw new Error(`${shownName(c.config.name)}: it is another by now`);
       } catch (e) {
         key?.[Symbol.dispose]();
         throw e;
@@ -988,11 +982,9 @@ export class Manager implements Daemon {
   async wipeDevice(): Promise<void> {
     const { host, log } = this.#m;
     const before = this.#ending;
-    this.#beginEnd();
+    this.#ending = true;
     try {
-      const all = [...this.#all.values()];
-      await Promise.all(all.map((c) => c.kill()));
-      await Promise.all(all.map((c) => this.#turns.over(c.uuid))); // a start that waits for its token
+      await Promise.all([...this.#all.values()].map((c) => c.kill()));
       forgetImages(join(host.base, "operatingsystems/"));
       // Keys first: without them the rest is noise.
       for (const folder of ["keys", "tokens"]) await destroyAll(join(host.base, folder));
@@ -1001,7 +993,6 @@ export class Manager implements Daemon {
       for (const file of await retrievable(host.logs)) await removeOld(host.logs, file);
     } finally {
       this.#ending = before;
-      if (!before) this.#toEnd = Promise.withResolvers();
     }
     await this.audit?.wipe();
     this.audit?.record("SSA", "GENERIC", "wipe-device");

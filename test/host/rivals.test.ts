@@ -1,7 +1,16 @@
 // What a token protects, with somebody in the way: two clients at once, files of tokens/, keys/ and
 // containers/ that were changed while the machine was off.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { chownSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chownSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
 import { type Client, Cmld, Command } from "./daemon.ts";
@@ -95,3 +104,21 @@ test("a container whose folder is gone can be wiped and removed", async () => {
   for (const folder of ["containers", "keys", "tokens"]) expect(ofWeb(folder)).toEqual([]);
   expect(existsSync(at("restoring"))).toBe(false);
 }, 60_000);
+
+test("a token that does not answer holds up no shutdown", async () => {
+  paired();
+  writeFileSync(
+    at(`containers/${WEB}.conf`),
+    'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
+  );
+  expect(await c.say(Command.RELOAD_CONTAINERS)).toBe("CMD_OK");
+  const children = readFileSync(`/proc/${cmld.pid}/task/${cmld.pid}/children`, "utf8").split(" ");
+  const scd = children.find((pid) =>
+    readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0").includes("scd"),
+  );
+  process.kill(Number(scd), "SIGSTOP");
+  c.send(Command.CONTAINER_START, withPin());
+  using other = await cmld.client();
+  await other.ask(Command.GET_PROVISIONED);
+  expect(await cmld.end("SIGTERM")).toBe(0);
+}, 20_000);
