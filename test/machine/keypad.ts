@@ -1,7 +1,7 @@
 // In the test ramdisk, run by the product's own executable: a keypad that the kernel makes for us (uinput), of a vendor and
 // a product, which types keys as soon as somebody listens to it and nobody else can.
 //   cml /test/keypad.js VENDOR:PRODUCT CODE …
-import { readdirSync, readlinkSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { modules } from "../../src/run/kmod.ts";
 import { AT_FDCWD, ioctl, O_RDWR, openat } from "../../src/sys/calls.ts";
 import { Struct } from "../../src/sys/mem.ts";
@@ -13,6 +13,7 @@ const [UI_DEV_CREATE, UI_DEV_SETUP, UI_SET_EVBIT, UI_SET_KEYBIT] = [
 ];
 const [EV_SYN, EV_KEY, BUS_USB] = [0, 1, 3];
 const KEYS = 112;
+const NAME = "keypad of a test";
 const PATIENCE_MS = 60_000;
 
 const [id, ...codes] = process.argv.slice(2);
@@ -23,11 +24,19 @@ now(ioctl(fd, UI_SET_EVBIT, EV_KEY));
 for (let key = 1; key < KEYS; key++) now(ioctl(fd, UI_SET_KEYBIT, key));
 // struct uinput_setup: struct input_id, name[80], ff_effects_max
 const setup = new Struct(92).u16(BUS_USB).u16(vendor!).u16(product!).u16(1).bytes;
-setup.set(Buffer.from("keypad"), 8);
+setup.set(Buffer.from(NAME), 8);
 now(ioctl(fd, UI_DEV_SETUP, setup));
 now(ioctl(fd, UI_DEV_CREATE, 0));
 
-/** Descriptors of /dev/input that other processes have open. */
+/** "/dev/input/event3", once the kernel has made it. */
+const event = readdirSync("/sys/class/input").find(
+  (name) =>
+    name.startsWith("event") &&
+    readFileSync(`/sys/class/input/${name}/device/name`, "latin1").trim() === NAME,
+);
+if (event === undefined) throw new Error("the kernel has made no keypad");
+
+/** Descriptors of it that other processes have open. */
 const listeners = (): number =>
   readdirSync("/proc")
     .filter((pid) => /^\d+$/.test(pid) && pid !== String(process.pid))
@@ -38,7 +47,7 @@ const listeners = (): number =>
         return []; // ended meanwhile
       }
     })
-    .filter((path) => path.startsWith("/dev/input/event")).length;
+    .filter((path) => path === `/dev/input/${event}`).length;
 
 const until = async (what: string, holds: () => boolean): Promise<void> => {
   const end = performance.now() + PATIENCE_MS;
@@ -53,8 +62,11 @@ const write = (type: number, code: number, value: number): void => {
   now({ call: "write", args: [fd, bytes, bytes.length], want: bytes.length });
 };
 
-await until("nobody listens", () => listeners() > 0);
-await Bun.sleep(200); // who has opened it forgets what was typed before he asks
+// init opens it as well, for a moment: it might have a power key. And who listens forgets what was typed before.
+do {
+  await until("nobody listens", () => listeners() > 0);
+  await Bun.sleep(200); // that moment
+} while (listeners() === 0);
 for (const code of codes)
   for (const value of [1, 0]) {
     write(EV_KEY, Number(code), value);

@@ -229,7 +229,7 @@ test("a keypad, a token that is pulled out, and a lock that lasts until the next
     const keys = ["3", "5", "7", "9", "28"]; // 2 4 6 8 and Enter: linux/input-event-codes.h
     const argv = ["/usr/sbin/cml", "/test/keypad.js", KEYPAD, ...keys];
     const made = vm.ask("run", { argv, env: { BUN_BE_BUN: "1" } });
-    for (let left = 600; (await inputs()) === before; left--) {
+    for (let left = 600; (await inputs()) < before + 2; left--) {
       if (left === 0) throw new Error("no keypad");
       await Bun.sleep(50); // as above
     }
