@@ -83,8 +83,13 @@ class Machine {
   async devices(): Promise<{ mapped: string[]; loops: number }> {
     const all = await this.vm.ask("list", { path: "/sys/block" });
     const mapped: string[] = [];
-    for (const name of all.filter((n) => n.startsWith("dm-")))
-      mapped.push((await this.vm.ask("read", { path: `/sys/block/${name}/dm/name` })).trim());
+    for (const name of all.filter((n) => n.startsWith("dm-"))) {
+      const called = await this.vm.ask("read", { path: `/sys/block/${name}/dm/name` }).catch((e: Error) => {
+        if (!e.message.includes("ENOENT")) throw e;
+        return ""; // it has gone meanwhile
+      });
+      if (called !== "") mapped.push(called.trim());
+    }
     let loops = 0;
     for (const name of all.filter((n) => n.startsWith("loop")))
       loops += (await this.vm.ask("list", { path: `/sys/block/${name}` })).includes("loop") ? 1 : 0;
