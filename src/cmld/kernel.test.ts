@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { modulesLoaded } from "./kernel.ts";
@@ -16,6 +16,7 @@ test("modulesLoaded() waits for what init says, and for nothing where there is n
     await modulesLoaded("core", folder);
     await new Promise((resolve) => setImmediate(resolve));
     expect(over).toBe(false);
+    expect(existsSync(join(folder, "wanted"))).toBe(true); // init is asked
     writeFileSync(join(folder, "guests"), "");
     await waiting;
     await modulesLoaded("guests", folder);

@@ -36,7 +36,7 @@ import { modules } from "./modules.ts";
 import { withoutEffectHere } from "./pending.ts";
 import { Views } from "./procviews.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./router.ts";
-import { ScdClient } from "./scd.ts";
+import { prepareScd, ScdClient } from "./scd.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
 import { openStore } from "./store.ts";
 
@@ -187,12 +187,12 @@ async function gate(): Promise<void> {
   if (CML_GATE === undefined) return;
   delete process.env.CML_GATE; // programs that we start do not get it
   using waited = new Fd(Number(CML_GATE));
+  await prepareScd().catch(() => {}); // its start tries again, and says why not
   await readable(waited);
   if (now(read(waited.n, mem(1))) === 0) throw new Error("init ended before the machine was ready");
 }
 
 export async function main(args: string[]): Promise<number> {
-  await gate();
   const { values, positionals } = parseArgs({
     args,
     allowPositionals: true,
@@ -211,6 +211,9 @@ export async function main(args: string[]): Promise<number> {
     process.stdout.write(USAGE);
     return 0;
   }
+  ownLimits();
+  undumpable();
+  await gate();
   const { debug, help: _, base = positionals[0], ...given } = values;
   if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
   try {
@@ -223,8 +226,6 @@ export async function main(args: string[]): Promise<number> {
 
 async function run(at: Places, debug: boolean): Promise<number> {
   process.umask(0o022);
-  ownLimits();
-  undumpable();
   const environment = { ...process.env };
   const above = supervisor(); // what it takes out of our environment, programs that we start do not get
   const device = await loadDevice(at.config);

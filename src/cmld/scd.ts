@@ -5,7 +5,7 @@ import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { Room } from "../lib/turns.ts";
-import { confined } from "../run/confined.ts";
+import { confined, prepare } from "../run/confined.ts";
 import { type Ended, reap } from "../run/launch.ts";
 import { own, RUNTIME } from "../run/self.ts";
 import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
@@ -87,6 +87,9 @@ export interface Places {
 
 /** Where the daemon listens that smart cards are reached through (pcscd(8)). */
 const PCSCD = "/run/pcscd";
+
+/** Before there is a data folder: what its first start would have to wait for. */
+export const prepareScd = (): Promise<void> => prepare(ID);
 
 export class ScdClient implements Scd, Disposable {
   readonly #at: Places;

@@ -54,6 +54,8 @@ export const NOTIFY = `${RUN}/notify`;
 export const STORE = `${RUN}/store`;
 /** A folder: "core" is in it once the kernel modules are loaded that core0 needs, "guests" once all are. */
 export const MODULES = `${RUN}/modules`;
+/** cmld makes this file there when it wants the latter. */
+export const WANTED = "wanted";
 /** A daemon that promised to send WATCHDOG=1 and was silent so long is killed (and started again). */
 const SILENCE_MS = 60_000;
 

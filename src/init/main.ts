@@ -1,7 +1,7 @@
 // PID 1. It prepares the ground, finds the data partition, starts the daemons, and then reaps, keeps descriptors,
 // pats the watchdog and waits for the end. A crash of its own runtime executes it again ("init again"): same pid,
 // same children, same descriptors; /run/cml/init.json says what was done before.
-import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, watch as watchFolder, writeFileSync } from "node:fs";
 import { release } from "node:os";
 import { basename } from "node:path";
 import { type Ended, launch } from "../run/launch.ts";
@@ -39,7 +39,7 @@ import { receiveMessage } from "../sys/scm.ts";
 import { survive } from "../sys/survive.ts";
 import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
 import { mendClock, renewSeed, seed } from "./clock.ts";
-import { DAEMONS, Daemons, MODULES, moreDaemons, NOTIFY, STORE } from "./daemons.ts";
+import { DAEMONS, Daemons, MODULES, moreDaemons, NOTIFY, STORE, WANTED } from "./daemons.ts";
 import { Disks, LABEL } from "./disk.ts";
 import { type Errand, errand } from "./errand.ts";
 import { isOpen, keepOpen } from "./kept.ts";
@@ -59,6 +59,11 @@ const SO_PASSCRED = 16; // asm-generic/socket.h
 const F_SETFL = 4; // asm-generic/fcntl.h
 const BACKLOG = 16;
 const LOG_READ = 65_536;
+/** How long what other guests may need waits for cmld to ask for it. */
+const GUESTS_MS = 15_000;
+/** The power button, and keys. */
+const BUTTON = ["button", "evdev"];
+const WATCHDOGS = ["i6300esb", "iTCO_wdt", "sp5100_tco"];
 /** What the data partition is mounted with. */
 const FILE_SYSTEM = ["crc32c_generic", "ext4"];
 const E2FSCK_UNCORRECTED = 4; // e2fsck(8): 1 and 2 mean repaired
@@ -190,11 +195,12 @@ class Init {
       ...machine(this.#say),
       { name: "devices", vital: true, own: true, run: () => this.#devices() },
       { name: "data", vital: true, run: () => this.#data() },
-      { name: "log", vital: false, own: true, run: () => this.#log.toFile() },
       { name: "clock", vital: false, run: () => this.#clock() },
-      { name: "seed", vital: false, own: true, run: () => this.#seed() },
-      { name: "watchdog", vital: false, own: true, run: () => this.#watch() },
+      // They do not wait for the rest: what needs random numbers waits for the kernel's generator.
       { name: "daemons", vital: true, own: true, run: () => this.#start() },
+      { name: "seed", vital: false, own: true, run: () => this.#seed() },
+      { name: "log", vital: false, own: true, run: () => this.#log.toFile() },
+      { name: "watchdog", vital: false, own: true, run: () => this.#watch() },
     ];
   }
 
@@ -305,8 +311,25 @@ class Init {
     this.#fileSystem = this.#features.load(FILE_SYSTEM, fileSystem);
     const forCore0 = this.#features.load(listed("core"), core);
     void this.#ready("core", forCore0);
-    if (virtual) void this.#others.load([...drivers], forCore0);
-    void this.#ready("guests", this.#others.load(listed("guests"), forCore0));
+    // Whoever presses the button does not wait for guests, and a watchdog watches core0's start.
+    void this.#others.load([...BUTTON, ...WATCHDOGS.filter((name) => drivers.has(name))], forCore0);
+    const asked = this.#asked();
+    if (virtual) void this.#others.load([...drivers], asked);
+    void this.#ready("guests", this.#others.load(listed("guests"), asked));
+  }
+
+  /** When cmld has started core0, and asks for more (src/cmld/kernel.ts): whoever loads modules stops every processor again
+   * and again. */
+  #asked(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    mkdirSync(MODULES, { recursive: true, mode: 0o755 });
+    const watcher = watchFolder(MODULES, (_event, name) => name === WANTED && resolve());
+    const timer = setTimeout(resolve, GUESTS_MS);
+    if (existsSync(`${MODULES}/${WANTED}`)) resolve(); // an init before us was asked
+    return promise.finally(() => {
+      clearTimeout(timer);
+      watcher.close();
+    });
   }
 
   /** Tell cmld that these modules are loaded; core0 also needs its console's driver, and its network cards'. */

@@ -69,7 +69,12 @@ const IOCTLS = [0x5401, 0x5413, 0x541b, 0x5421, 0x5450, 0x5451, 0x40049409];
 /** linux/prctl.h: PR_SET_NAME, PR_GET_NAME, PR_SET_DUMPABLE, PR_GET_DUMPABLE, PR_SET_VMA, PR_SET_THP_DISABLE, PR_SET_TIMERSLACK. */
 const PRCTLS = [15, 16, 4, 3, 0x53564d41, 41, 29];
 
+/** Made once for each of the two. */
+const filters = new Map<boolean, Op[]>();
+
 function filter(network: boolean): Op[] {
+  const known = filters.get(network);
+  if (known) return known;
   const verdicts = new Map<number, Verdict>();
   const set = (call: Call, verdict: Verdict) => {
     const n = NR[call][process.arch === "arm64" ? 1 : 0];
@@ -85,7 +90,9 @@ function filter(network: boolean): Op[] {
   if (network) for (const call of ["sendmmsg", "recvmmsg"] as const) set(call, RET_ALLOW);
   set("ioctl", { when: { arg: 1, in: IOCTLS }, yes: RET_ALLOW, no: refused });
   set("prctl", { when: { arg: 0, in: PRCTLS }, yes: RET_ALLOW, no: refused });
-  return loadFilter(fprog(compile(AUDIT_ARCH[process.arch as Arch], verdicts, refused)));
+  const made = loadFilter(fprog(compile(AUDIT_ARCH[process.arch as Arch], verdicts, refused)));
+  filters.set(network, made);
+  return made;
 }
 
 const LENT = {
@@ -173,9 +180,28 @@ const CAPABILITIES = 64; // more than any kernel has; the rest is EINVAL
 const PR = { pdeathsig: 1, dropBound: 24, noNewPrivileges: 38 } as const; // linux/prctl.h
 const FIRST_LISTENING = 3;
 
+/** By id: what maps root of the machine's files to it. Kept, because such a daemon is started again. */
+const mappings = new Map<number, Promise<Fd>>();
+
+function mappingOf(id: number): Promise<Fd> {
+  let found = mappings.get(id);
+  if (!found) {
+    found = idsFrom(id, 1);
+    mappings.set(id, found);
+    found.catch(() => mappings.delete(id)); // the next one tries again
+  }
+  return found;
+}
+
+/** What can be done before the folders are there. */
+export async function prepare(id: number): Promise<void> {
+  filter(false);
+  await mappingOf(id);
+}
+
 /** Start it. The folders must be there. */
 export async function confined(c: Confinement): Promise<Child> {
-  using ids = await idsFrom(c.id, 1);
+  const ids = await mappingOf(c.id);
   using trees = new DisposableStack();
   const folders: [path: string, tree: Fd][] = [];
   const lend = async (path: string, to: keyof typeof LENT) =>
