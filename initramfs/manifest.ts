@@ -65,6 +65,7 @@ export const ramdisk = (from: Inputs, runtime: string): Entry[] => [
     (m): Entry => ({ kind: "file", path: `${m.name}.ko`, mode: 0o444, from: `${from.modules}/${m.path}` }),
   ),
   { kind: "file", path: "runtime.squashfs", mode: 0o444, from: runtime },
+  { kind: "file", path: "hot", mode: 0o555, from: from.hot },
 ];
 
 /** Programs beside our own: cmld makes, checks and grows ext4 volumes, init checks the data partition. */
@@ -156,7 +157,8 @@ export function runtime(from: Inputs): Entry[] {
     // Ours goes first, and lays pages of the executable where they belong (loader.c).
     file(`usr/lib64/${loader.name}`, from.loader, 0o755),
     file("usr/lib/loader", loader.from, 0o755),
-    file("usr/lib/hot", from.hot),
+    // stage0 mounts the file of pages over it.
+    file("usr/lib/hot", `${from.generated}/hot`),
     ...names.filter((l) => l !== loader).map((l) => file(`${libraries}/${l.name}`, l.from)),
     ...["modules.dep", "modules.alias", "modules.core", "modules.guests"].map((name) =>
       file(`${modules}/${name}`, `${from.generated}/${name}`),

@@ -26,6 +26,7 @@
 #define FIRST_MAX 8192
 #define LATER 5 /* niceness that each part has more than the one before: its share is a third of that one's */
 #define FIRST_FD 3 /* PID 1's end of the pipe, as its environment says */
+#define HOT "/root/usr/lib/hot" /* where loader.c looks */
 #define CONSOLE_WAIT_S 10 /* time to read why, before the machine starts again */
 
 static long sys(long nr, long a, long b, long c, long d, long e)
@@ -176,6 +177,10 @@ __attribute__((used)) static void stage0(void)
 	need(mount("/dev/loop0", "/root", "squashfs", MS_RDONLY | MS_NOSUID | MS_NODEV), "mount /runtime.squashfs");
 	sys(SYS_close, loop, 0, 0, 0, 0);
 	sys(SYS_close, image, 0, 0, 0, 0);
+
+	/* The pages that every start needs, in the ramdisk itself: mapped from where they lie, not copied. Absent: none are laid. */
+	if (mount("/hot", HOT, 0, MS_BIND) == 0)
+		need(mount(0, HOT, 0, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV), HOT);
 
 	need(mount("/dev", "/root/dev", 0, MS_MOVE), "move /dev");
 	need(mount("/proc", "/root/proc", 0, MS_MOVE), "move /proc");
