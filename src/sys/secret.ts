@@ -5,12 +5,14 @@
 // What a runtime that collects garbage cannot promise is written down in docs/keys.md.
 import { address } from "./encode.ts";
 import { mem } from "./mem.ts";
-import { attempt } from "./now.ts";
+import { attempt, now } from "./now.ts";
 
 /** The longest secret: the private exponent of an RSA key of 4096 bits. A slot for each. */
 export const SECRET_MAX = 512;
 /** A sealed container that runs has one; whoever waits for an answer a few more. */
 const SLOTS = 512;
+/** What getrandom(2) gives at once, always. */
+const RANDOM_MAX = 256;
 const PAGE = 4096;
 const MADV_DONTDUMP = 16; // asm-generic/mman-common.h
 
@@ -60,9 +62,11 @@ export class Secret implements Disposable {
     }
   }
 
+  /** From the kernel: the runtime's crypto.getRandomValues() keeps a copy of what it gives. */
   static random(length: number): Secret {
+    if (length > RANDOM_MAX) throw new Error(`${length} random bytes, at most ${RANDOM_MAX}`);
     const made = new Secret(length);
-    crypto.getRandomValues(made.#bytes);
+    now({ call: "getrandom", args: [made.#bytes, length, 0], want: length });
     return made;
   }
 

@@ -101,8 +101,10 @@ async function places(vm: Vm): Promise<string[]> {
   const cmld = [...vm.said.matchAll(/init: cmld: started, pid (\d+)/g)].at(-1)![1]!;
   const children = await vm.ask("read", { path: `/proc/${cmld}/task/${cmld}/children` });
   const scd: string[] = [];
-  for (const pid of children.split(" ").filter(Boolean))
-    if ((await vm.ask("read", { path: `/proc/${pid}/cmdline` })).split("\0").includes("scd")) scd.push(pid);
+  for (const pid of children.split(" ").filter(Boolean)) {
+    const line = await vm.ask("read", { path: `/proc/${pid}/cmdline` }).catch(() => ""); // it has ended meanwhile
+    if (line.split("\0").includes("scd")) scd.push(pid);
+  }
   expect(scd).toHaveLength(1);
   const argv = ["/usr/sbin/cml", "/test/search.js", ["1", cmld, ...scd].join(), ...needles()];
   const { stdout, stderr } = await vm.ask("run", { argv, env: { BUN_BE_BUN: "1" } });
