@@ -1,7 +1,15 @@
 // Where secrets are while a container with a token starts, runs and stops, and when its PIN is changed: the writable memory of
 // cmld and scd and every file are searched for its key, its PINs and the token's private key. docs/keys.md says the same in words.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
 import { openPkcs12 } from "../../src/pki/pkcs12.ts";
@@ -91,9 +99,10 @@ function family(): [name: string, pid: number][] {
   const children = readFileSync(`/proc/${cmld.pid}/task/${cmld.pid}/children`, "utf8")
     .split(" ")
     .filter(Boolean);
-  const scd = children.find((pid) =>
-    readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0").includes("scd"),
-  );
+  const scd = children.find((pid) => {
+    const path = `/proc/${pid}/cmdline`;
+    return existsSync(path) && readFileSync(path, "latin1").split("\0").includes("scd");
+  });
   return [
     ["cmld", cmld.pid],
     ["scd", Number(scd)],
