@@ -10,6 +10,7 @@ import { nodeNet } from "../lib/ondemand.ts";
 import { EnumType, type Field, type Message, Schema } from "../lib/protobuf.ts";
 import { parse } from "../lib/text.ts";
 import { parseUuid } from "../lib/uuid.ts";
+import { BLOCK } from "../sys/verity.ts";
 import { parseDeviceRule } from "./devices.ts";
 
 /** A message with every field: what was not written and has no default is "", 0, false or empty. */
@@ -58,9 +59,6 @@ const WEIGHT_MAX = 10_000;
 const IFNAME_MAX = 15;
 /** "<uuid>-<image>-integrity" must fit DM_NAME_LEN (128) of linux/dm-ioctl.h. */
 const IMAGE_NAME_MAX = 80;
-
-/** What veritysetup(8) makes, and what alone is taken here (src/sys/verity.ts). */
-const VERITY_BLOCK = 4096;
 
 const NAME = /^[A-Za-z0-9._-]{1,63}$/;
 const CONTROL = /[\x00-\x1f\x7f-\x9f]/;
@@ -340,10 +338,10 @@ function checkMount(at: string, m: GuestOsMount): void {
   hash(`${at}.image_sha1`, m.image_sha1, 40);
   hash(`${at}.image_sha2_256`, m.image_sha2_256, 64);
   hash(`${at}.image_verity_sha256`, m.image_verity_sha256, 64);
-  if (m.image_verity_sha256 !== "" && m.image_size % VERITY_BLOCK !== 0)
+  if (m.image_verity_sha256 !== "" && m.image_size % BLOCK !== 0)
     refuse(
       `${at}.image_size`,
-      `${m.image_size} is no number of whole blocks of ${VERITY_BLOCK}, and its hash tree is over blocks`,
+      `${m.image_size} is no number of whole blocks of ${BLOCK}, and its hash tree is over blocks`,
     );
 }
 

@@ -7,7 +7,7 @@
 // we hold it and it does not change.
 import { fstatSync } from "node:fs";
 import { idsFrom } from "../run/ids.ts";
-import type { FileSystem } from "../run/mounting.ts";
+import { type FileSystem, mountHere } from "../run/mounting.ts";
 import {
   AT_FDCWD,
   MOUNT_ATTR_IDMAP,
@@ -27,7 +27,6 @@ import {
 import { ENOENT, SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attachLoop } from "../sys/loop.ts";
-import { mountAsFd } from "../sys/mounts.ts";
 import { attempt, now } from "../sys/now.ts";
 import type { Start } from "./module.ts";
 import { ID_RANGE } from "./modules/users.ts";
@@ -158,7 +157,7 @@ async function whole(file: Fd, source: Source, identity: string, s: For): Promis
   if (identityOf(file, source) !== identity) throw new Error(`${path} has changed while it was hashed`);
   using failed = new DisposableStack();
   const device = failed.use(attachLoop(file, true, path).fd);
-  const mount = mountOf(source, device);
+  const mount = mountHere(device, fileSystem(source));
   failed.move();
   return { device, mount };
 }
@@ -193,11 +192,6 @@ const fileSystem = ({ type, data }: Source): FileSystem => ({
   attributes: ATTRIBUTES,
 });
 
-function mountOf(source: Source, device: Fd): Fd {
-  const { type, data, attributes } = fileSystem(source);
-  return mountAsFd(type, `/proc/self/fd/${device.n}`, data, attributes);
-}
-
 /** One that is open. */
 export class Image {
   /** Where ids cannot be mapped: the owners of its files for each range of ids, by its first. */
@@ -221,7 +215,7 @@ export class Image {
 
   /** A mount of it, attached nowhere. */
   mount(): Fd {
-    return mountOf(this.source, this.device);
+    return mountHere(this.device, fileSystem(this.source));
   }
 
   /** The same, with the ids of the range that begins with `uidStart`. */

@@ -125,8 +125,7 @@ export class Tokens {
 
   async #add(c: Protected): Promise<void> {
     const file = join(this.#tokens, `${c.uuid}.p12`);
-    const soft = c.config.token_type === ContainerTokenType.SOFT;
-    if (soft && this.hasKey(c) && !lstatSync(file, { throwIfNoEntry: false }))
+    if (isSoft(c) && this.hasKey(c) && !lstatSync(file, { throwIfNoEntry: false }))
       throw new TokenRefused(
         "uninitialised",
         `${file} is gone, and a new token opens nothing: wipe it to begin anew`,

@@ -7,7 +7,7 @@ import { fstatSync, read as readAt, rmSync } from "node:fs";
 import { promisify } from "node:util";
 import { nodeCrypto } from "../lib/ondemand.ts";
 import { create, deactivate, mapperWith, node } from "../run/mapper.ts";
-import { type FileSystem, mountMapped } from "../run/mounting.ts";
+import { type FileSystem, mountHere, mountMapped } from "../run/mounting.ts";
 import { AT_FDCWD, O_NOFOLLOW, O_RDONLY, openat } from "../sys/calls.ts";
 import { packed } from "../sys/devnum.ts";
 import * as dm from "../sys/dm.ts";
@@ -15,7 +15,6 @@ import { ENXIO, isErrno } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { attachLoop } from "../sys/loop.ts";
 import { mem } from "../sys/mem.ts";
-import { mountAsFd } from "../sys/mounts.ts";
 import { now } from "../sys/now.ts";
 import { numberOf } from "../sys/sysfs.ts";
 import { type Uevent, ueventSocket, uevents } from "../sys/uevent.ts";
@@ -95,9 +94,9 @@ export async function openDevice(w: Wanted, fs: FileSystem): Promise<Opened> {
 }
 
 /** The superblock of a device that is there is in memory: its containers have it. */
-function mounted(device: Fd, { type, data, attributes }: FileSystem): Opened {
+function mounted(device: Fd, fs: FileSystem): Opened {
   try {
-    return { device, mount: mountAsFd(type, `/proc/self/fd/${device.n}`, data, attributes) };
+    return { device, mount: mountHere(device, fs) };
   } catch (e) {
     device.close();
     throw e;

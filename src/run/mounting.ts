@@ -1,25 +1,11 @@
 // Mount a file system that may keep us waiting (a journal to replay, on an encrypted volume; a verity device that is made for
 // it): done by a child, from which the mount, attached nowhere, comes as a descriptor.
 import { rmSync } from "node:fs";
-import {
-  AT_FDCWD,
-  dup3,
-  FSCONFIG_CMD_CREATE,
-  FSCONFIG_SET_STRING,
-  fsconfig,
-  fsmount,
-  fsopen,
-  O_RDONLY,
-  O_RDWR,
-  openat,
-  pidfdGetfd,
-  signal,
-  wait,
-} from "../sys/calls.ts";
+import { AT_FDCWD, dup3, O_RDONLY, O_RDWR, openat, pidfdGetfd, signal, wait } from "../sys/calls.ts";
 import * as dm from "../sys/dm.ts";
 import { SysError } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
-import { options } from "../sys/mounts.ts";
+import { mountAsFd, mountSteps } from "../sys/mounts.ts";
 import { now } from "../sys/now.ts";
 import { type Op, Reg, show } from "../sys/op.ts";
 import { Hand } from "./hand.ts";
@@ -38,13 +24,13 @@ export interface FileSystem {
 }
 
 const steps = ({ type, data, attributes }: FileSystem, source: string): Op[] => [
-  fsopen(type, FS),
-  fsconfig(FS, FSCONFIG_SET_STRING, "source", source),
-  ...options(FS, data),
-  fsconfig(FS, FSCONFIG_CMD_CREATE, null),
-  fsmount(FS, attributes, MOUNT),
+  ...mountSteps(type, data, attributes, FS, MOUNT, source),
   dup3(MOUNT, LEFT),
 ];
+
+/** Mount what is on a device, here and now. */
+export const mountHere = (device: Fd, { type, data, attributes }: FileSystem): Fd =>
+  mountAsFd(type, `/proc/self/fd/${device.n}`, data, attributes);
 
 /** What a child that did all of it has left where it was told to, and which is then gone with its copies, or is going. */
 async function left(

@@ -27,9 +27,17 @@ export const options = (fs: At, text: string): Op[] =>
         : fsconfig(fs, FSCONFIG_SET_STRING, o.slice(0, at), o.slice(at + 1));
     });
 
-/** A whole mount as steps for a child; the mount's descriptor lands in `mount`. */
-export const mountSteps = (type: string, data: string, attributes: number, fs: Reg, mount: Reg): Op[] => [
+/** A whole mount as steps for a child, of `source` if the file system has one; the mount's descriptor lands in `mount`. */
+export const mountSteps = (
+  type: string,
+  data: string,
+  attributes: number,
+  fs: Reg,
+  mount: Reg,
+  source?: string,
+): Op[] => [
   fsopen(type, fs),
+  ...(source === undefined ? [] : [fsconfig(fs, FSCONFIG_SET_STRING, "source", source)]),
   ...options(fs, data),
   fsconfig(fs, FSCONFIG_CMD_CREATE, null),
   fsmount(fs, attributes, mount),

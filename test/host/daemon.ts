@@ -2,6 +2,7 @@
 import { spawnSync } from "node:child_process";
 import {
   chmodSync,
+  copyFileSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -21,6 +22,18 @@ import { busyboxRoot } from "./world.ts";
 
 export const { Command } = ControllerToDaemon;
 export const { Code, Response } = DaemonToController;
+
+/** The container whose token and wrapped key, as the original made them, lie in test/data; and its PIN. */
+export const WEB = "f815386c-25b6-4a09-9ee4-4b65b977f167";
+export const WEB_PIN = "newpin1";
+
+/** In this data folder it is as after its first start. */
+export function pairWeb(base: string): void {
+  mkdirSync(join(base, "containers", WEB), { recursive: true });
+  writeFileSync(join(base, "containers", WEB, "token_is_paired"), "");
+  copyFileSync(`test/data/tokens/${WEB}.p12`, join(base, `tokens/${WEB}.p12`));
+  copyFileSync(`test/data/tokens/${WEB}.key`, join(base, `keys/${WEB}.key`));
+}
 
 /** One connection: what was answered, in order. */
 export class Client implements Disposable {

@@ -3,7 +3,6 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
 import {
   closeSync,
-  copyFileSync,
   fstatSync,
   ftruncateSync,
   mkdirSync,
@@ -20,11 +19,10 @@ import { join } from "node:path";
 import { seal } from "../../src/sys/sealed.ts";
 import { Secret } from "../../src/sys/secret.ts";
 import { Chance, SEED } from "../chance.ts";
-import { type Client, Cmld, Command } from "./daemon.ts";
+import { type Client, Cmld, Command, pairWeb, WEB, WEB_PIN } from "./daemon.ts";
 
-const WEB = "f815386c-25b6-4a09-9ee4-4b65b977f167";
 const HELD = "5dd56a85-4647-46ce-a1b9-4e5c78015c11";
-const PIN = Buffer.from("newpin1");
+const PIN = Buffer.from(WEB_PIN);
 
 let cmld: Cmld;
 let base: string;
@@ -52,9 +50,7 @@ beforeAll(async () => {
           `name: "${name}"\nguest_os: "busybox"\ncolor: 0\ntoken_type: ${type}\nloopback_only: true\n`,
         );
       }
-      writeFileSync(at("containers", WEB, "token_is_paired"), "");
-      copyFileSync(`test/data/tokens/${WEB}.p12`, at(`tokens/${WEB}.p12`));
-      copyFileSync(`test/data/tokens/${WEB}.key`, at(`keys/${WEB}.key`));
+      pairWeb(base);
       for (const name of ["not-stacked", "data.made", "data.meta.img"])
         writeFileSync(at("containers", HELD, name), "");
       writeFileSync(at("containers", HELD, "data.img"), new Chance(SEED).bytes(4 << 20));

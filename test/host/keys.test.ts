@@ -1,26 +1,17 @@
 // Where secrets are while a container with a token starts, runs and stops, and when its PIN is changed: the writable memory of
 // cmld and scd and every file are searched for its key, its PINs and the token's private key. docs/keys.md says the same in words.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import {
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
 import { openPkcs12 } from "../../src/pki/pkcs12.ts";
 import { unwrap } from "../../src/pki/wrap.ts";
 import { Secret } from "../../src/sys/secret.ts";
 import { found } from "../memory.ts";
-import { type Client, Cmld, Command } from "./daemon.ts";
+import { type Client, Cmld, Command, pairWeb, WEB, WEB_PIN } from "./daemon.ts";
 
-const UUID = "f815386c-25b6-4a09-9ee4-4b65b977f167";
-const PINS = ["newpin1", "kq7-Zw2.unmistakable", "Vt9_another-one!"] as const;
-const at = { container_uuids: [UUID] };
+const PINS = [WEB_PIN, "kq7-Zw2.unmistakable", "Vt9_another-one!"] as const;
+const at = { container_uuids: [WEB] };
 
 let cmld: Cmld;
 let c: Client;
@@ -33,7 +24,7 @@ function privateNumbers(): [string, Uint8Array][] {
     "openssl",
     "pkcs12",
     "-in",
-    `test/data/tokens/${UUID}.p12`,
+    `test/data/tokens/${WEB}.p12`,
     "-passin",
     `pass:${PINS[0]}`,
     "-nodes",
@@ -54,9 +45,9 @@ function privateNumbers(): [string, Uint8Array][] {
 beforeAll(async () => {
   for (const [name, bytes] of privateNumbers()) needles.set(name, bytes);
   using pin = Secret.take(Buffer.from(PINS[0]));
-  const { key: token } = openPkcs12("token", readFileSync(`test/data/tokens/${UUID}.p12`), pin);
+  const { key: token } = openPkcs12("token", readFileSync(`test/data/tokens/${WEB}.p12`), pin);
   using _ = token;
-  using key = unwrap(token, readFileSync(`test/data/tokens/${UUID}.key`));
+  using key = unwrap(token, readFileSync(`test/data/tokens/${WEB}.key`));
   key.lend((bytes) => {
     for (const [name, from, to] of [
       ["key", 0, 32],
@@ -75,15 +66,13 @@ beforeAll(async () => {
   cmld = await Cmld.begin(undefined, {
     async prepare(folder) {
       base = folder;
-      for (const name of ["containers", `containers/${UUID}`, "keys", "tokens"])
+      for (const name of ["containers", `containers/${WEB}`, "keys", "tokens"])
         mkdirSync(join(base, name), { recursive: true });
       writeFileSync(
-        join(base, `containers/${UUID}.conf`),
+        join(base, `containers/${WEB}.conf`),
         'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
       );
-      writeFileSync(join(base, "containers", UUID, "token_is_paired"), "");
-      copyFileSync(`test/data/tokens/${UUID}.p12`, join(base, `tokens/${UUID}.p12`));
-      copyFileSync(`test/data/tokens/${UUID}.key`, join(base, `keys/${UUID}.key`));
+      pairWeb(base);
     },
   });
   c = await cmld.client();

@@ -1,23 +1,13 @@
 // What a token protects, with somebody in the way: two clients at once, files of tokens/, keys/ and
 // containers/ that were changed while the machine was off.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import {
-  chownSync,
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ContainerState } from "../../proto/gen/proto.js";
-import { type Client, Cmld, Command } from "./daemon.ts";
+import { type Client, Cmld, Command, pairWeb, WEB, WEB_PIN } from "./daemon.ts";
 
-const WEB = "f815386c-25b6-4a09-9ee4-4b65b977f167";
 const HELD = "5dd56a85-4647-46ce-a1b9-4e5c78015c11";
-const PIN = Buffer.from("newpin1");
+const PIN = Buffer.from(WEB_PIN);
 
 let cmld: Cmld;
 let base: string;
@@ -26,14 +16,6 @@ const at = (...parts: string[]) => join(base, ...parts);
 const web = { container_uuids: [WEB] };
 const withPin = (key: Uint8Array = PIN) => ({ ...web, container_start_params: { key } });
 const ofWeb = (folder: string) => readdirSync(at(folder)).filter((name) => name.startsWith(WEB));
-
-/** web as it is after its first start. */
-function paired(): void {
-  mkdirSync(at("containers", WEB), { recursive: true });
-  writeFileSync(at("containers", WEB, "token_is_paired"), "");
-  copyFileSync(`test/data/tokens/${WEB}.p12`, at(`tokens/${WEB}.p12`));
-  copyFileSync(`test/data/tokens/${WEB}.key`, at(`keys/${WEB}.key`));
-}
 
 beforeAll(async () => {
   cmld = await Cmld.begin(undefined, {
@@ -50,7 +32,7 @@ beforeAll(async () => {
         'name: "held"\nguest_os: "busybox"\ncolor: 0\ntoken_type: NONE\n',
       );
       writeFileSync(at("containers", HELD, "not-stacked"), "");
-      paired();
+      pairWeb(base);
     },
   });
   c = await cmld.client();
@@ -66,7 +48,7 @@ test("without its token a container is refused, and no other token is made in it
     /^CONTAINER_START_TOKEN_UNINIT: .*\.p12 is gone, and a new token opens nothing: wipe it/,
   );
   expect(ofWeb("tokens")).toEqual([]);
-  paired();
+  pairWeb(base);
 });
 
 test("who asks and hangs up, again and again, takes no room from others", async () => {
@@ -106,7 +88,7 @@ test("a container whose folder is gone can be wiped and removed", async () => {
 }, 60_000);
 
 test("a token that does not answer holds up no shutdown", async () => {
-  paired();
+  pairWeb(base);
   writeFileSync(
     at(`containers/${WEB}.conf`),
     'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
