@@ -3,7 +3,7 @@
 // than an hour off, that is said in the log and recorded. Nothing is decided by it, and we never set the clock.
 import { uptime } from "node:os";
 import { chain } from "../sys/error.ts";
-import type { Auditor } from "./audit.ts";
+import type { Auditor } from "./audit/audit.ts";
 
 /** isolation.md 11: how often we look, what counts as moved, and as off. */
 const LOOK_MS = 11 * 60_000;

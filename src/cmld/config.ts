@@ -11,7 +11,7 @@ import { EnumType, type Field, type Message, Schema } from "../lib/protobuf.ts";
 import { parse } from "../lib/text.ts";
 import { parseUuid } from "../lib/uuid.ts";
 import { BLOCK } from "../sys/verity.ts";
-import { parseDeviceRule } from "./devices.ts";
+import { parseDeviceRule } from "./devices/rules.ts";
 
 /** A message with every field: what was not written and has no default is "", 0, false or empty. */
 export type Checked<M> = {

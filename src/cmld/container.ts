@@ -17,7 +17,7 @@ import { ended, readable } from "../sys/poll.ts";
 import { kill, openProcess, SIGHUP, SIGKILL, startTime } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
 import { type ContainerConfig, type GuestOsConfig, shownName } from "./config.ts";
-import { isCorrupted, isVolumeOf } from "./crypt.ts";
+import { isCorrupted, isVolumeOf } from "./keys/crypt.ts";
 import { Ledger, type Resource, type Running } from "./ledger.ts";
 import type { Host, Module, Process, Start } from "./module.ts";
 import { childGroupOf, groupOf, shortOfMemory } from "./modules/cgroups.ts";

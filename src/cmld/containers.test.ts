@@ -19,7 +19,7 @@ import { Containers, type Surroundings, subordinateIds, uidStart } from "./conta
 
 const golden = new URL("../../test/data/golden/state/containers", import.meta.url).pathname;
 
-import { Trust } from "./trust.ts";
+import { Trust } from "./images/trust.ts";
 
 const top = mkdtempSync(join(tmpdir(), "containers-test-"));
 afterAll(() => rmSync(top, { recursive: true }));

@@ -23,19 +23,20 @@ import {
   readContainer,
   shownName,
 } from "./config.ts";
-import { ID_RANGE } from "./modules/users.ts";
-import { SIGNATURE_MAX, type Signature, signatureOf, type Trust } from "./trust.ts";
+import { SIGNATURE_MAX, type Signature, signatureOf, type Trust } from "./images/trust.ts";
 
 /** In a container's folder while it is being created: without its .conf all of it goes. */
 export const FILLING = ".filling";
 
+/** Ids in a container's range: as the original. */
+export const ID_RANGE = 65536;
 /** First host id of range 0, and from range to range; as the original. */
 const IDS_START = 100_000;
 const IDS_STEP = 100_000;
 /** The last range ends below 2^32-1, which is no id (user_namespaces(7)). */
 const INDEX_MAX = Math.floor((2 ** 32 - 2 - ID_RANGE - IDS_START) / IDS_STEP);
 
-/** First host id of the range with this index; it has 65536. */
+/** First host id of the range with this index. */
 export const uidStart = (index: number): number => IDS_START + IDS_STEP * index;
 
 export interface Stored {

@@ -18,34 +18,27 @@ import type { Log } from "../sys/journal.ts";
 import { now } from "../sys/now.ts";
 import { SIGINT } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
-import type { Auditor, Meta, Outcome } from "./audit.ts";
-import { Restoration } from "./backup.ts";
+import type { Auditor, Meta, Outcome } from "./audit/audit.ts";
 import { Clock } from "./clock.ts";
 import type { ContainerConfig, DeviceConfig } from "./config.ts";
 import { shownName } from "./config.ts";
 import { type BoundGuestOs, Container, type Surroundings } from "./container.ts";
-import { Containers, type Draft, type Stored, type Taken, uidStart } from "./containers.ts";
+import { Containers, type Draft, ID_RANGE, type Stored, type Taken, uidStart } from "./containers.ts";
 import type { Daemon, Known, LogPiece, LogSource, Restoring, StateEvent } from "./control.ts";
-import { isVolumeFile, KEY_BYTES, modeOf, STACKED } from "./crypt.ts";
 import { loadDeviceId } from "./device.ts";
-import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices.ts";
-import { timeOffset, type Web } from "./download.ts";
+import { hotplug } from "./devices/hotplug.ts";
+import { claimsOf, type Holder, parseDeviceAccess, showRule } from "./devices/rules.ts";
+import { type Claimant, isTokenOf, type UsbDevice } from "./devices/usb.ts";
 import type { Exec, Client as ExecClient, Request as ExecRequest, Session } from "./exec.ts";
-import { type GuestOs, GuestOses, type Installation, type Progress } from "./guestos.ts";
-import { hotplug } from "./hotplug.ts";
-import { forgetImages } from "./images.ts";
+import { timeOffset, type Web } from "./images/download.ts";
+import { type GuestOs, GuestOses, type Installation, type Progress } from "./images/guestos.ts";
+import { forgetImages } from "./images/mounted.ts";
+import { type Signature, signatureOf, Trust } from "./images/trust.ts";
 import { modulesLoaded } from "./kernel.ts";
-import { forgetKey } from "./keys.ts";
-import { Ledger, type Running } from "./ledger.ts";
-import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
-import type { Host, Module } from "./module.ts";
-import { grantOf } from "./modules/caps.ts";
-import { childGroupOf, refuseAbsent } from "./modules/cgroups.ts";
-import * as devices from "./modules/devices.ts";
-import { Supervisor } from "./modules/seccomp/supervisor.ts";
-import { ID_RANGE } from "./modules/users.ts";
-import { imageName, volumeFile, volumeSize } from "./modules/volumes.ts";
-import { typedPin } from "./pinpad.ts";
+import { Restoration } from "./keys/backup.ts";
+import { isVolumeFile, KEY_BYTES, modeOf, STACKED } from "./keys/crypt.ts";
+import { forgetKey } from "./keys/machine.ts";
+import { typedPin } from "./keys/pinpad.ts";
 import {
   clearUnfinished,
   keyWithoutToken,
@@ -55,14 +48,20 @@ import {
   restoringFolder,
   save,
   settle,
-} from "./saving.ts";
+} from "./keys/saving.ts";
+import { hasToken, TokenRefused, Tokens } from "./keys/tokens.ts";
+import { Ledger, type Running } from "./ledger.ts";
+import { readFrom, readLog, removeLog, removeOld, retrievable } from "./logs.ts";
+import type { Host, Module } from "./module.ts";
+import { grantOf } from "./modules/caps.ts";
+import { childGroupOf, refuseAbsent } from "./modules/cgroups.ts";
+import * as devices from "./modules/devices.ts";
+import { Supervisor } from "./modules/seccomp/supervisor.ts";
+import { imageName, volumeFile, volumeSize } from "./modules/volumes.ts";
 import type { Scd } from "./scd.ts";
 import { isUp, type State } from "./state.ts";
 import { containerStats, deviceStats } from "./statistics.ts";
 import type { Store } from "./store.ts";
-import { hasToken, TokenRefused, Tokens } from "./tokens.ts";
-import { type Signature, signatureOf, Trust } from "./trust.ts";
-import { type Claimant, isTokenOf, type UsbDevice } from "./usb.ts";
 
 const { ContainerState, ContainerTrust, ContainerType, CryptfsMode, GuestOSMount } = proto;
 const { EMPTY, OVERLAY_RW } = GuestOSMount.Type;

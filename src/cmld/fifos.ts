@@ -16,8 +16,8 @@ import { Fd } from "../sys/fd.ts";
 import { lasting, mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
 import { EPOLLIN, EPOLLOUT, type Watch, watch } from "../sys/poll.ts";
+import { BENEATH, folderOf } from "./devices/nodes.ts";
 import { devFolder } from "./modules/devices.ts";
-import { BENEATH, folderOf } from "./nodes.ts";
 
 /** Below a container's /dev, or below /run/cml. */
 const FOLDER = "fifos";

@@ -18,9 +18,11 @@ import { addressOf, ipLink, type Link, linkOf } from "../sys/link.ts";
 import { Answers, BadReply, be32, body, type Message, pack, u32 } from "../sys/netlink.ts";
 import { numberOf } from "../sys/sysfs.ts";
 import { parseUevent, printUevent } from "../sys/uevent.ts";
-import { attribute, eventOf } from "./audit.ts";
+import { attribute, eventOf } from "./audit/audit.ts";
+import { bounded, RECORD_MAX } from "./audit/trail.ts";
 import { BadConfig, checkDevice, readContainer, readDevice, readGuestOs } from "./config.ts";
-import { Corrupted, judged } from "./crypt.ts";
+import { probe } from "./devices/media.ts";
+import { isNodePath } from "./devices/nodes.ts";
 import {
   accessOf,
   amend,
@@ -31,11 +33,9 @@ import {
   program,
   type Statement,
   showRule,
-} from "./devices.ts";
-import { probe } from "./media.ts";
-import { isNodePath } from "./nodes.ts";
-import { bounded, RECORD_MAX } from "./trail.ts";
-import { usbDevice } from "./usb.ts";
+} from "./devices/rules.ts";
+import { usbDevice } from "./devices/usb.ts";
+import { Corrupted, judged } from "./keys/crypt.ts";
 
 /** One input may take so long, and a whole target hold so much more than before. */
 const INPUT_MS = 1000;

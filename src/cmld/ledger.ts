@@ -23,7 +23,7 @@ import { ended } from "../sys/poll.ts";
 import { kill, openProcess, SIGKILL } from "../sys/process.ts";
 import { type FifoResource, removeSource } from "./fifos.ts";
 import type { DevicesResource } from "./modules/devices.ts";
-import { type NetworkResource, networkReleases } from "./router.ts";
+import { type NetworkResource, networkReleases } from "./network/router.ts";
 
 /** Grows when an entry changes its meaning: an older cmld refuses a newer ledger with a sentence. */
 export const LEDGER_VERSION = 3;

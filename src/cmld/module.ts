@@ -5,9 +5,9 @@
 import type { Fd } from "../sys/fd.ts";
 import type { Op } from "../sys/op.ts";
 import type { Secret } from "../sys/secret.ts";
-import type { Auditor } from "./audit.ts";
+import type { Auditor } from "./audit/audit.ts";
 import type { ContainerConfig, DeviceConfig, GuestOsConfig } from "./config.ts";
-import type { Holder } from "./devices.ts";
+import type { Holder } from "./devices/rules.ts";
 import type { Owned } from "./ledger.ts";
 
 /** The machine that cmld runs on; one value for the whole daemon. */

@@ -1,5 +1,5 @@
 // fetch: one file over http or https to standard output, from a byte on. cmld starts it in a room of its own
-// (src/cmld/download.ts): what speaks to a server that may be anybody's touches no file and holds no key. What it brings is
+// (src/cmld/images/download.ts): what speaks to a server that may be anybody's touches no file and holds no key. What it brings is
 // worth nothing until its hash is right.
 //
 // Output: one line of JSON, {"from": first byte, "length": bytes that follow, if the server says so}, then the bytes.

@@ -32,7 +32,8 @@ import { now } from "../sys/now.ts";
 import { Secret } from "../sys/secret.ts";
 import type { Device } from "./device.ts";
 import { trustOf } from "./stores.ts";
-import type { Token, Tokens } from "./tokens.ts";
+import type { Token } from "./token.ts";
+import type { Tokens } from "./tokens.ts";
 import { LockedTillReboot } from "./tries.ts";
 
 const Ask = DaemonToToken.Code;

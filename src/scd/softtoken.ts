@@ -17,7 +17,7 @@ import { Corrupt, macOf, unwrap, wrap } from "../pki/wrap.ts";
 import { own } from "../run/self.ts";
 import { readBounded, removeSynced, writeAtomic } from "../sys/file.ts";
 import { Secret } from "../sys/secret.ts";
-import { type Token, UNLOCKED_MS, type Wrapped } from "./tokens.ts";
+import { type Token, UNLOCKED_MS, type Wrapped } from "./token.ts";
 import { Tries } from "./tries.ts";
 
 const KEY = "rsa:4096";

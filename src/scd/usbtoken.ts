@@ -9,7 +9,7 @@ import { WrongPassword } from "../pki/pkcs12.ts";
 import { Corrupt } from "../pki/wrap.ts";
 import { writeAtomic } from "../sys/file.ts";
 import { Secret } from "../sys/secret.ts";
-import { type Token, UNLOCKED_MS, type Unwrapped, type Wrapped } from "./tokens.ts";
+import { type Token, UNLOCKED_MS, type Unwrapped, type Wrapped } from "./token.ts";
 import { LockedTillReboot, Tries } from "./tries.ts";
 
 /** What a module says of a wrapped key that is not its own: SoftHSM and OpenSC differ (pkcs11t.h). */

@@ -12,9 +12,9 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { mapsIds } from "../../src/cmld/images/ownership.ts";
 import type { Module } from "../../src/cmld/module.ts";
 import { type Abilities, volumesWith } from "../../src/cmld/modules/volumes.ts";
-import { mapsIds } from "../../src/cmld/ownership.ts";
 import { O_RDWR, openat } from "../../src/sys/calls.ts";
 import { chain } from "../../src/sys/error.ts";
 import { Fd } from "../../src/sys/fd.ts";

@@ -11,6 +11,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import type { Container } from "../../src/cmld/container.ts";
+import { deviceOf, makeNode, type Node, removeNode } from "../../src/cmld/devices/nodes.ts";
 import {
   DEFAULT,
   DEFAULT_DEVICES,
@@ -19,10 +20,9 @@ import {
   program,
   ruleOf,
   type Statement,
-} from "../../src/cmld/devices.ts";
+} from "../../src/cmld/devices/rules.ts";
 import type { Module } from "../../src/cmld/module.ts";
 import * as devices from "../../src/cmld/modules/devices.ts";
-import { deviceOf, makeNode, type Node, removeNode } from "../../src/cmld/nodes.ts";
 import { launch, reap } from "../../src/run/launch.ts";
 import {
   AT_FDCWD,

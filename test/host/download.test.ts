@@ -7,7 +7,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSy
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { download, timeOffset, type Wanted, type Web } from "../../src/cmld/download.ts";
+import { download, timeOffset, type Wanted, type Web } from "../../src/cmld/images/download.ts";
 import { chain } from "../../src/sys/error.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "download-"));

@@ -3,9 +3,9 @@
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
 import { copyFileSync, mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { forgetImages } from "../../src/cmld/images.ts";
+import { forgetImages } from "../../src/cmld/images/mounted.ts";
+import { available } from "../../src/cmld/images/verity.ts";
 import type { Host } from "../../src/cmld/module.ts";
-import { available } from "../../src/cmld/verity.ts";
 import { AT_FDCWD, O_RDONLY, openat, openat2, RESOLVE_IN_ROOT } from "../../src/sys/calls.ts";
 import { Fd } from "../../src/sys/fd.ts";
 import { attachLoop } from "../../src/sys/loop.ts";

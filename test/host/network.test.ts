@@ -7,9 +7,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as proto from "../../proto/gen/proto.js";
 import type { ContainerConfig } from "../../src/cmld/config.ts";
-import { cardFence, fence, fenceOf, routerRules } from "../../src/cmld/fences.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
-import * as router from "../../src/cmld/router.ts";
+import { cardFence, fence, fenceOf, routerRules } from "../../src/cmld/network/fences.ts";
+import * as router from "../../src/cmld/network/router.ts";
 import { type Child, launch, reap } from "../../src/run/launch.ts";
 import { Carriers, netlinkIn, netnsOf, openIn } from "../../src/run/netns.ts";
 import {
@@ -598,7 +598,9 @@ function inside(): void {
   });
 
   test("two cmlds in one namespace take different numbers; neither takes what is the other's", async () => {
-    const another = (await import(`${import.meta.dir}/../../src/cmld/router.ts?second`)) as typeof router;
+    const another = (await import(
+      `${import.meta.dir}/../../src/cmld/network/router.ts?second`
+    )) as typeof router;
     const [mine, theirs] = [newcomer(), newcomer()];
     const [ours, others] = [router.plan(mine), another.plan(theirs)];
     expect(ours[0]!.subnet).toBe(others[0]!.subnet); // both have looked before either has made its link
@@ -757,7 +759,7 @@ function inside(): void {
 
   test("another cmld finds addresses and links in the ledger again", async () => {
     const c = await up(newcomer());
-    const again = `${import.meta.dir}/../../src/cmld/router.ts?another`;
+    const again = `${import.meta.dir}/../../src/cmld/network/router.ts?another`;
     const next = (await import(again)) as typeof router;
     const links = c.guest.ledger.all("veth");
     await next.adopt(c.guest, c.child.pid);

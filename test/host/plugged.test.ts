@@ -15,8 +15,8 @@ import {
 import { join } from "node:path";
 import { closure } from "../../initramfs/libraries.ts";
 import type { Container } from "../../src/cmld/container.ts";
-import { hotplug } from "../../src/cmld/hotplug.ts";
-import { eject, insert } from "../../src/cmld/media.ts";
+import { hotplug } from "../../src/cmld/devices/hotplug.ts";
+import { eject, insert } from "../../src/cmld/devices/media.ts";
 import { rulesOf } from "../../src/cmld/modules/devices.ts";
 import { openIn } from "../../src/run/netns.ts";
 import { AT_FDCWD, bindNetlink, O_RDWR, openat, SOL_SOCKET, setsockopt } from "../../src/sys/calls.ts";

@@ -5,7 +5,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
 import type { AuditRecord } from "../../proto/gen/proto.js";
-import { Trail } from "../../src/cmld/trail.ts";
+import { Trail } from "../../src/cmld/audit/trail.ts";
 import { C0 } from "../../src/lib/uuid.ts";
 import { counts } from "../counts.ts";
 import { cuts, LoggedDisk, mounted, replayed, WriteLog } from "../power.ts";

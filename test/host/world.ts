@@ -21,7 +21,7 @@ import { ContainerTokenType, ContainerType, GuestOSMount } from "../../proto/gen
 import { checkContainer, checkDevice, checkGuestOs, type GuestOsMount } from "../../src/cmld/config.ts";
 import { Container, type Surroundings } from "../../src/cmld/container.ts";
 import { openHost } from "../../src/cmld/host.ts";
-import { forgetImages } from "../../src/cmld/images.ts";
+import { forgetImages } from "../../src/cmld/images/mounted.ts";
 import { Ledger } from "../../src/cmld/ledger.ts";
 import type { Host, Module } from "../../src/cmld/module.ts";
 import { forgetPrograms } from "../../src/cmld/modules/devices.ts";

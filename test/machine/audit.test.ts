@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
 import { CORE0, seed } from "../../initramfs/seed.ts";
 import { AuditRecord, ControllerToDaemon, type IAuditRecord } from "../../proto/gen/proto.js";
-import { Trail } from "../../src/cmld/trail.ts";
+import { Trail } from "../../src/cmld/audit/trail.ts";
 import { frame, Unframer } from "../../src/lib/frame.ts";
 import { C0 } from "../../src/lib/uuid.ts";
 import { counts } from "../counts.ts";

@@ -27,7 +27,7 @@ import {
   type Opened,
   openVolume,
   STACKED,
-} from "../../src/cmld/crypt.ts";
+} from "../../src/cmld/keys/crypt.ts";
 import type { Owned } from "../../src/cmld/ledger.ts";
 import { must } from "../../src/run/command.ts";
 import { modules } from "../../src/run/kmod.ts";

@@ -1,4 +1,4 @@
-// devices: which devices a container may use (../devices.ts), held by a program of the kernel's device controller on its
+// devices: which devices a container may use (../devices/rules.ts), held by a program of the kernel's device controller on its
 // group, and the nodes in its /dev.
 //
 // The program is attached before there is a child, and belongs to the group: it stays when cmld ends. What was granted
@@ -21,7 +21,8 @@ import { attach, loadDeviceProgram } from "../../sys/ebpf.ts";
 import { chain, ENOENT, isErrno } from "../../sys/error.ts";
 import { Fd } from "../../sys/fd.ts";
 import { now } from "../../sys/now.ts";
-import { closedDevices } from "../closed.ts";
+import { closedDevices } from "../devices/closed.ts";
+import { deviceOf, layNode, makeNode, type Node, nodeOf, nodesOf, removeNode } from "../devices/nodes.ts";
 import {
   accessOf,
   amend,
@@ -41,9 +42,8 @@ import {
   showRule,
   WRITE,
   withoutHotplug,
-} from "../devices.ts";
+} from "../devices/rules.ts";
 import type { Module, Process, Start } from "../module.ts";
-import { deviceOf, layNode, makeNode, type Node, nodeOf, nodesOf, removeNode } from "../nodes.ts";
 import { groupOf } from "./cgroups.ts";
 
 /** Nodes that every container has, as long as it may use them. */

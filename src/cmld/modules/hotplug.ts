@@ -1,6 +1,6 @@
-// hotplug: the container gets the devices that are there for it, and those that come (../hotplug.ts). It joins when its
+// hotplug: the container gets the devices that are there for it, and those that come (../devices/hotplug.ts). It joins when its
 // tree is complete and its init does not run yet: what is to be kept from it is kept from the start.
-import { hotplug as room } from "../hotplug.ts";
+import { hotplug as room } from "../devices/hotplug.ts";
 import { type Module, Slot } from "../module.ts";
 
 const joined = new Slot<true>();

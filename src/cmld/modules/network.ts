@@ -1,10 +1,10 @@
-// network: a namespace of its own with links to the router (router.ts), ready before the container's init runs.
+// network: a namespace of its own with links to the router (../network/router.ts), ready before the container's init runs.
 // In a file of its own are only the hooks; what they do concerns other containers as well.
 import { CLONE_NEWNET } from "../../sys/calls.ts";
 import { raiseLoopback } from "../../sys/link.ts";
 import { Reg } from "../../sys/op.ts";
 import { type Module, Slot } from "../module.ts";
-import { adopt, connectNew, plan, routerChanged, type Veth } from "../router.ts";
+import { adopt, connectNew, plan, routerChanged, type Veth } from "../network/router.ts";
 
 const planned = new Slot<readonly Veth[]>();
 

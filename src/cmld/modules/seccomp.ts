@@ -26,7 +26,7 @@ import { ENOENT, ENOSYS, EPERM, isErrno } from "../../sys/error.ts";
 import { type Ends, loadFilter } from "../../sys/notify.ts";
 import { NR } from "../../sys/numbers.ts";
 import type { Call, Data, Op } from "../../sys/op.ts";
-import type { Device } from "../devices.ts";
+import type { Device } from "../devices/rules.ts";
 import { type Module, type Process, Slot, type Start } from "../module.ts";
 import { groupOf } from "./cgroups.ts";
 import { accessFor } from "./devices.ts";

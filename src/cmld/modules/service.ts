@@ -25,12 +25,12 @@ import { mem } from "../../sys/mem.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { EPOLLIN, watch } from "../../sys/poll.ts";
 import { kill, SIGTERM } from "../../sys/process.ts";
+import { Delivery } from "../audit/delivery.ts";
+import type { Trail } from "../audit/trail.ts";
 import { plainName } from "../config.ts";
-import { Delivery } from "../delivery.ts";
 import { type Module, type Process, Slot, type Start } from "../module.ts";
 import { CSERVICE } from "../program.ts";
 import { GUEST, type Peer, serve } from "../socket.ts";
-import type { Trail } from "../trail.ts";
 
 const SERVICE_SOCKET = "/run/socket/cml-service";
 const NOTIFY_SOCKET = "/run/socket/cml-notify";

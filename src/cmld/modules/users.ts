@@ -4,10 +4,8 @@
 // id itself (user_namespaces(7)).
 import { writeFileSync } from "node:fs";
 import { CLONE_NEWUSER, setgroups, setresgid, setresuid } from "../../sys/calls.ts";
+import { ID_RANGE } from "../containers.ts";
 import type { Module } from "../module.ts";
-
-/** Ids in a container's range: spec of the original, `c_user`. */
-export const ID_RANGE = 65536;
 
 export const users: Module = {
   name: "users",

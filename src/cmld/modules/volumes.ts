@@ -25,13 +25,13 @@ import { mountAsFd, mountSteps } from "../../sys/mounts.ts";
 import { attempt, now } from "../../sys/now.ts";
 import { type Op, Reg } from "../../sys/op.ts";
 import type { Secret } from "../../sys/secret.ts";
-import { available, Corrupted, fsck, growMounted, openAlready, openVolume } from "../crypt.ts";
-import { type Image, useImage, watchImages } from "../images.ts";
-import { heldKey } from "../keys.ts";
+import { type Image, useImage, watchImages } from "../images/mounted.ts";
+import { spare, tmpfsTakesUserXattrs } from "../images/overlay.ts";
+import { mapsIds } from "../images/ownership.ts";
+import { available, Corrupted, fsck, growMounted, openAlready, openVolume } from "../keys/crypt.ts";
+import { heldKey } from "../keys/machine.ts";
 import { lockFlags } from "../locked.ts";
 import { type Module, Slot, type Start } from "../module.ts";
-import { spare, tmpfsTakesUserXattrs } from "../overlay.ts";
-import { mapsIds } from "../ownership.ts";
 import { CSERVICE } from "../program.ts";
 import { furnishNew } from "./devices.ts";
 

@@ -1,7 +1,7 @@
 // What cmld does in a container's tree when a device comes or goes. The devices are zram disks of this host.
 import { readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { hotplug } from "../../../src/cmld/hotplug.ts";
+import { hotplug } from "../../../src/cmld/devices/hotplug.ts";
 import type { Attack } from "../attack.ts";
 
 const ZRAM = "/sys/class/zram-control";

@@ -1,8 +1,8 @@
 // The network: another container, the host, core0; and passing for somebody else on the way.
 import { readFileSync } from "node:fs";
 import { ControllerToDaemon } from "../../../proto/gen/proto.js";
-import { fenceOf, ROUTER } from "../../../src/cmld/fences.ts";
 import type { Module } from "../../../src/cmld/module.ts";
+import { fenceOf, ROUTER } from "../../../src/cmld/network/fences.ts";
 import { C0 } from "../../../src/lib/uuid.ts";
 import { NETLINK_NETFILTER, Netlink } from "../../../src/sys/netlink.ts";
 import { remove } from "../../../src/sys/nft.ts";

@@ -10,7 +10,7 @@ import { mem, Struct } from "../../../sys/mem.ts";
 import type { Answer } from "../../../sys/notify.ts";
 import { attempt } from "../../../sys/now.ts";
 import { type Arg, type Op, Reg } from "../../../sys/op.ts";
-import { WRITE } from "../../devices.ts";
+import { WRITE } from "../../devices/rules.ts";
 import { int, type Supervised } from "./supervised.ts";
 
 const EFAULT = 14;

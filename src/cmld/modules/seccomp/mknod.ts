@@ -19,8 +19,8 @@ import {
 import { EACCES, EPERM } from "../../../sys/error.ts";
 import type { Answer } from "../../../sys/notify.ts";
 import { type Op, Reg } from "../../../sys/op.ts";
-import { MKNOD } from "../../devices.ts";
-import { deviceOf } from "../../nodes.ts";
+import { deviceOf } from "../../devices/nodes.ts";
+import { MKNOD } from "../../devices/rules.ts";
 import { CAPABILITIES } from "../caps.ts";
 import { asCaller, int, type Supervised } from "./supervised.ts";
 

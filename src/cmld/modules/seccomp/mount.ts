@@ -26,7 +26,7 @@ import {
 } from "../../../sys/calls.ts";
 import type { Answer } from "../../../sys/notify.ts";
 import { type Op, Reg } from "../../../sys/op.ts";
-import { ID_RANGE } from "../users.ts";
+import { ID_RANGE } from "../../containers.ts";
 import type { Supervised } from "./supervised.ts";
 
 // linux/mount.h

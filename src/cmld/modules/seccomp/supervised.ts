@@ -33,9 +33,9 @@ import { mem, Struct } from "../../../sys/mem.ts";
 import type { Answer, Notification } from "../../../sys/notify.ts";
 import { attempt } from "../../../sys/now.ts";
 import { type Op, Reg } from "../../../sys/op.ts";
-import type { Device } from "../../devices.ts";
+import { ID_RANGE } from "../../containers.ts";
+import type { Device } from "../../devices/rules.ts";
 import type { Capability } from "../caps.ts";
-import { ID_RANGE } from "../users.ts";
 import { type Caller, hasCapability } from "./caller.ts";
 import type { UnderWay } from "./underway.ts";
 
