@@ -975,6 +975,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
       try {
         r = proto.ControllerToDaemon.decode(message);
       } catch (e) {
+        message.fill(0); // who knows what it was to be
         c.warn(`control: uid ${peer.uid}, pid ${peer.pid}: ${chain(e)}`);
         await c.send({ ...FAILED, error_text: chain(e) });
         peer.close();
@@ -985,7 +986,7 @@ export function control(d: Daemon, privileged: boolean, limits: Limits): Protoco
         r.device_pin ||
         r.device_newpin ||
         (r.command === Command.EXPORT && r.import_data);
-      if (secret) overwriteReceived(message.length + 4);
+      if (secret) overwriteReceived();
       try {
         if (secret && secrets >= SECRETS_MAX) {
           const error_text = `${secrets} requests with a password are under way, and no more are taken`;

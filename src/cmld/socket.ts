@@ -13,6 +13,7 @@ import type { Fd } from "../sys/fd.ts";
 import { accepting } from "../sys/listen.ts";
 import { lasting, mem, Struct } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
+import { hasReceived, overwriteReceived } from "../sys/received.ts";
 
 export interface Limits {
   /** Bytes of one message. */
@@ -149,7 +150,7 @@ class Connection implements Peer {
     readonly pid: number,
     readonly shared: Shared,
   ) {
-    this.#in = new Unframer(shared.protocol.limits.frame);
+    this.#in = new Unframer(shared.protocol.limits.frame, true);
   }
 
   get queued(): number {
@@ -165,9 +166,10 @@ class Connection implements Peer {
   }
 
   data(bytes: Uint8Array): void {
-    if (this.#closing || this.gone.aborted) return;
-    this.#chunks.push(lasting(bytes));
+    hasReceived(bytes.length);
+    if (!this.#closing && !this.gone.aborted) this.#chunks.push(lasting(bytes));
     bytes.fill(0); // perhaps a PIN: what is left of it is in the message, which its handler wipes
+    if (this.#closing || this.gone.aborted) return;
     if (this.#busy) this.#pause(true);
     else void this.#work();
   }
@@ -185,12 +187,13 @@ class Connection implements Peer {
     try {
       let turn = 0;
       for (let chunk = this.#chunks.shift(); chunk; chunk = this.#chunks.shift()) {
+        using whole = new DisposableStack();
+        whole.defer(() => chunk?.fill(0));
         for (const message of this.#in.push(chunk)) {
           await protocol.handle(message, this);
           if (this.#closing || this.gone.aborted) return;
           if (++turn % TURN === 0) await new Promise<void>((next) => setImmediate(next));
         }
-        chunk.fill(0);
       }
       this.#account();
       if (this.#ended) this.#in.end();
@@ -290,9 +293,16 @@ class Connection implements Peer {
   close(): void {
     if (this.#closing || this.gone.aborted) return;
     this.#closing = true;
-    this.#chunks.length = 0;
+    this.#forget();
     this.#flush();
     setTimeout(() => this.terminate(), LINGER_MS).unref();
+  }
+
+  /** Nobody will read what else has come; some of it is perhaps a PIN. */
+  #forget(): void {
+    for (const chunk of this.#chunks.splice(0)) chunk.fill(0);
+    this.#in.wipe();
+    overwriteReceived();
   }
 
   terminate(): void {
@@ -307,8 +317,8 @@ class Connection implements Peer {
     shared.partial(this, false);
     shared.held -= this.#held;
     this.#held = 0;
-    this.#chunks.length = 0;
-    this.#out.length = 0;
+    this.#forget();
+    for (const bytes of this.#out.splice(0)) bytes.fill(0);
     this.#queued = 0;
     for (const go of this.#room.splice(0)) go();
     this.#gone.abort();

@@ -36,3 +36,15 @@ test("Unframer holds what was sent, not what was announced", () => {
   expect(u.held).toBeLessThanOrEqual(200_000);
   expect(() => u.end()).toThrow("connection closed after 100000 bytes of a frame");
 });
+
+test("an Unframer that wipes leaves nothing of what it took: not in the chunk, nor when a message has no end", () => {
+  const chunk = Buffer.concat([frame(Buffer.from("a PIN")), Buffer.from([0, 0, 0, 9]), Buffer.from("half")]);
+  const unframer = new Unframer(undefined, true);
+  const [message] = [...unframer.push(chunk)];
+  expect(Buffer.from(message!).toString()).toBe("a PIN");
+  expect(chunk.every((byte) => byte === 0)).toBe(true);
+  expect(unframer.held).toBeGreaterThan(0);
+  unframer.wipe();
+  expect(unframer.held).toBe(0);
+  expect(() => unframer.end()).not.toThrow();
+});

@@ -26,7 +26,11 @@ export function frame(message: Uint8Array, max = FRAME_MAX): Uint8Array<ArrayBuf
 export class Unframer {
   #held = fixed(0);
   #size = 0;
-  constructor(readonly max = FRAME_MAX) {}
+  /** `wipes`: what it takes from a chunk is zero there from then on. */
+  constructor(
+    readonly max = FRAME_MAX,
+    readonly wipes = false,
+  ) {}
 
   /** Memory held for a message that is not complete yet. */
   get held(): number {
@@ -48,9 +52,7 @@ export class Unframer {
       if (this.#size < HEADER + length) return;
       const message = fixed(length);
       message.set(this.#held.subarray(HEADER, HEADER + length));
-      this.#held.fill(0); // perhaps a password; the message is its receiver's
-      this.#held = fixed(0);
-      this.#size = 0;
+      this.wipe(); // perhaps a password; the message is its receiver's
       yield message;
     }
   }
@@ -58,6 +60,13 @@ export class Unframer {
   /** To be called when the peer has closed: throws if it did so within a message. */
   end(): void {
     if (this.#size > 0) throw new RangeError(`connection closed after ${this.#size} bytes of a frame`);
+  }
+
+  /** Forget, and wipe, what has come of a message that will not be complete. */
+  wipe(): void {
+    this.#held.fill(0);
+    this.#held = fixed(0);
+    this.#size = 0;
   }
 
   /** Move bytes over until `want` are held; returns what is left. Doubling: each byte is copied twice at most. */
@@ -73,7 +82,9 @@ export class Unframer {
       this.#held.fill(0);
       this.#held = larger;
     }
-    this.#held.set(from.subarray(0, n), this.#size);
+    const taken = from.subarray(0, n);
+    this.#held.set(taken, this.#size);
+    if (this.wipes) taken.fill(0);
     this.#size = need;
     return from.subarray(n);
   }

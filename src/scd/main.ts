@@ -54,6 +54,7 @@ function serve(connection: Fd, around: Surroundings, log: Log, over: () => void)
         request = DaemonToToken.decode(bytes);
       } catch (e) {
         if (!(e instanceof BadMessage)) throw e;
+        bytes.fill(0); // who knows what it was to be
         const error_text = `not a request: ${e.message}`;
         sendPacket(connection, TokenToDaemon.encode({ code: TokenToDaemon.Code.CMD_UNKNOWN, error_text }));
         throw e;

@@ -66,8 +66,10 @@ export function receiving(
       if (length > 0) return true;
     } else {
       fd?.close();
-      if (got.cut || got.bytes.length !== expected.length)
+      if (got.cut || got.bytes.length !== expected.length) {
+        got.bytes.fill(0); // perhaps a secret
         throw new Error(`a message of ${got.bytes.length} bytes where ${expected.length} were announced`);
+      }
     }
     const packet = { bytes: expected.length > 0 ? got.bytes : new Uint8Array(), fd: expected.fd };
     expected = undefined;

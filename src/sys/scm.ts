@@ -154,6 +154,7 @@ export function receiveMessage(socket: Fd, max: number, stay = false): Received 
   }
   if (n === 0 && descriptors.length === 0) return "closed";
   const cut = (said & (MSG_TRUNC | MSG_CTRUNC)) !== 0;
-  const bytes = n === max ? data : data.slice(0, n); // where its length was known there is one copy, which can be wiped
+  const bytes = n === max ? data : lasting(data.subarray(0, n)); // where its length was known there is one copy
+  if (n < max) data.fill(0, 0, n); // else two
   return { bytes, descriptors, cut, ...sender };
 }
