@@ -26,6 +26,7 @@ import { Pkcs11Module } from "../../pki/pkcs11.ts";
 import { Device } from "../../scd/device.ts";
 import { answer } from "../../scd/requests.ts";
 import { Tokens as Kept } from "../../scd/tokens.ts";
+import { seal } from "../../sys/sealed.ts";
 import { Secret } from "../../sys/secret.ts";
 import type { Scd } from "../scd.ts";
 import { type Protected, type Reason, TokenRefused, Tokens } from "./tokens.ts";
@@ -234,3 +235,71 @@ test("a wrapped key without its proof is taken once, from the original, and neve
   writeFileSync(paired, "");
   expect(await refused(ours.open(soft, pin("other")))).toBe("corrupt");
 }, 60_000);
+
+test("the key of restored volumes is taken by a new token alone, at the first change of its PIN", async () => {
+  const uuid = "bd8f2102-ab15-4e6c-8fce-8fa4451d3730";
+  const imageDir = join(base, "containers", uuid);
+  const paired = join(imageDir, "token_is_paired");
+  const soft = { uuid, imageDir, config: { token_type: ContainerTokenType.SOFT, usb_configs: [] } };
+  const waiting = file(`${uuid}.sealed`);
+  const there = () =>
+    ["sealed", "key", "mac"].filter((extension) => existsSync(file(`${uuid}.${extension}`)));
+  using restored = Secret.random(96);
+  using planted = Secret.random(96);
+  const put = (key: Secret) => writeFileSync(waiting, seal(key, uuid));
+  const ours = new Tokens(scd(), base);
+  copyFileSync(`test/data/tokens/${uuid}.p12`, join(tokens, `${uuid}.p12`));
+  put(restored);
+  expect(await refused(ours.open(soft, pin("trustme")))).toBe("unpaired");
+  expect(await refused(ours.changePin(soft, pin("wrong"), pin("mine")))).toBe("internal");
+  expect(there()).toEqual(["sealed"]);
+
+  // Interrupted: before the key is written, before it is destroyed where it waited, before the PIN is another.
+  for (const code of [
+    DaemonToToken.Code.WRAP_KEY,
+    DaemonToToken.Code.LOCK,
+    DaemonToToken.Code.PROVISION_PIN,
+  ]) {
+    const failing = new Tokens(
+      scd((asked) => (asked === code ? { code: Say.CMD_UNKNOWN } : undefined)),
+      base,
+    );
+    expect(await refused(failing.changePin(soft, pin("trustme"), pin("mine")))).toBe("internal");
+    expect(existsSync(paired)).toBe(false);
+  }
+  expect(there()).toEqual(["key", "mac"]);
+  put(planted);
+  expect(await refused(ours.changePin(soft, pin("trustme"), pin("mine")))).toBe("internal");
+  put(restored);
+  await ours.changePin(soft, pin("trustme"), pin("mine"));
+  expect(there()).toEqual(["key", "mac"]);
+  expect(readFileSync(paired, "utf8")).toBe("mac\n");
+  using opened = await ours.open(soft, pin("mine"));
+  expect(opened.equals(restored)).toBe(true);
+
+  // From then on nobody's: neither at a start, nor at a change where it is made to look like the first.
+  for (const extension of ["key", "mac"]) rmSync(file(`${uuid}.${extension}`));
+  put(planted);
+  expect(await refused(ours.open(soft, pin("mine")))).toBe("internal");
+  await ours.changePin(soft, pin("mine"), pin("other"));
+  rmSync(paired);
+  expect(await refused(ours.changePin(soft, pin("other"), pin("mine")))).toBe("internal");
+  expect(await refused(ours.changePin(soft, pin("trustme"), pin("mine")))).toBe("wrong PIN");
+  expect(there()).toEqual(["sealed"]);
+}, 60_000);
+
+test("a token that is hardware takes it when its PIN is paired with this device", async () => {
+  const uuid = UUID.replace(/a$/, "d");
+  const card = { ...web, uuid, imageDir: join(base, "containers", uuid) };
+  const ours = new Tokens(scd(), base);
+  using restored = Secret.random(96);
+  writeFileSync(file(`${uuid}.sealed`), seal(restored, uuid));
+  expect(await refused(ours.changePin(card, pin("wrong"), pin("1")))).toBe("internal");
+  await ours.changePin(card, pin("9999"), pin("8888"));
+  expect(existsSync(file(`${uuid}.sealed`))).toBe(false);
+  using opened = await ours.open(card, pin("8888"));
+  expect(opened.equals(restored)).toBe(true);
+  rmSync(file(`${uuid}.key`));
+  writeFileSync(file(`${uuid}.sealed`), seal(restored, uuid));
+  expect(await refused(ours.open(card, pin("8888")))).toBe("internal");
+});

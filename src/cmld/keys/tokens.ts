@@ -30,6 +30,8 @@ const Say = TokenToDaemon.Code;
 
 const WRAPPED_MAX = 4096;
 const PAIRING_BYTES = 8;
+/** Of a new soft token (spec/security.md 1.6). */
+const FIRST_PIN = "trustme";
 const PAIRED = "token_is_paired";
 /** In it, once keys/<uuid>.mac has been written; the original's is empty, and it looks at nothing but whether it is there. */
 const PROVEN = "mac\n";
@@ -161,8 +163,12 @@ export class Tokens {
       : writeAtomic(path, content));
   }
 
+  #at(c: Protected, extension: "key" | "mac" | "sealed"): string {
+    return join(this.#keys, `${c.uuid}.${extension}`);
+  }
+
   hasKey(c: Protected): boolean {
-    return existsSync(join(this.#keys, `${c.uuid}.key`));
+    return existsSync(this.#at(c, "key"));
   }
 
   isPaired(c: Protected): boolean {
@@ -180,7 +186,6 @@ export class Tokens {
     if (!(await this.#hadMac(c))) await writeAtomic(join(c.imageDir, PAIRED), PROVEN);
   }
 
-  /** Unlocked while `work` is done; an error of the lock that follows counts only where the work succeeded. */
   async #unlocked<T>(c: Protected, pin: Secret, work: () => Promise<T>, undo: (made: T) => void): Promise<T> {
     try {
       await this.#add(c);
@@ -190,6 +195,11 @@ export class Tokens {
     }
     if (!this.isPaired(c))
       throw new TokenRefused("unpaired", "its PIN has never been changed: change_pin comes first");
+    return await this.#while(c, pin, work, undo);
+  }
+
+  /** Unlocked while `work` is done; an error of the lock that follows counts only where the work succeeded. */
+  async #while<T>(c: Protected, pin: Secret, work: () => Promise<T>, undo: (made: T) => void): Promise<T> {
     using pairing = await this.#pairing(c);
     await pin.lend((token_pin) =>
       pairing.lend((pairing_secret) =>
@@ -234,14 +244,26 @@ export class Tokens {
   }
 
   async #key(c: Protected): Promise<Secret> {
+    if (!this.hasKey(c)) return await this.#fresh(c);
+    if (!existsSync(this.#at(c, "mac")) && (await this.#hadMac(c)))
+      throw new TokenRefused("corrupt", `${c.uuid}.mac is gone: nobody knows whose key ${c.uuid}.key is`);
+    const { key, proven, mac } = await this.#unwrapped(c);
+    try {
+      if (proven) await this.#prove(c, mac);
+      return key;
+    } catch (e) {
+      key[Symbol.dispose]();
+      throw e;
+    }
+  }
+
+  /** What keys/<uuid>.key says; with a mac where there was none. */
+  async #unwrapped(c: Protected): Promise<{ key: Secret; proven: boolean; mac?: Uint8Array | undefined }> {
     const name = `${c.uuid}.key`;
-    const wrapped = await readBounded(join(this.#keys, name), WRAPPED_MAX);
-    if (!wrapped) return await this.#fresh(c);
-    const wrapped_mac = await readBounded(join(this.#keys, `${c.uuid}.mac`), 32);
+    const wrapped = (await readBounded(this.#at(c, "key"), WRAPPED_MAX)) ?? new Uint8Array();
+    const wrapped_mac = await readBounded(this.#at(c, "mac"), 32);
     if (wrapped.length < KEY_BYTES)
       throw new TokenRefused("internal", `${name}: ${wrapped.length} bytes are no wrapped key`);
-    if (!wrapped_mac && (await this.#hadMac(c)))
-      throw new TokenRefused("corrupt", `${c.uuid}.mac is gone: nobody knows whose key ${name} is`);
     const answer = await this.#ask(c, Say.UNWRAPPED_KEY, {
       code: Ask.UNWRAP_KEY,
       wrapped_key: wrapped,
@@ -252,10 +274,28 @@ export class Tokens {
     if (answer.unwrapped_key.length === 0)
       throw new TokenRefused("corrupt", answer.error_text || `${name} is damaged`);
     const key = Secret.take(answer.unwrapped_key);
+    const mac = answer.wrapped_mac;
+    if (key.length === KEY_BYTES) return { key, proven: (wrapped_mac ?? mac) !== undefined, mac };
+    key[Symbol.dispose]();
+    throw new TokenRefused("corrupt", `${name}: a key of ${key.length} bytes, not ${KEY_BYTES}`);
+  }
+
+  async #fresh(c: Protected): Promise<Secret> {
+    const waiting = this.#at(c, "sealed");
+    if (existsSync(waiting))
+      throw new TokenRefused(
+        "internal",
+        `${waiting} is for a token whose PIN has never been changed: somebody who knows its key may have put it there`,
+      );
+    const sealed = sealedImages(c.imageDir);
+    if (sealed.length > 0)
+      throw new TokenRefused(
+        "internal",
+        `the key of ${sealed[0]} is gone: there is no ${this.#at(c, "key")}; wipe it to begin anew`,
+      );
+    const key = Secret.random(KEY_BYTES);
     try {
-      if (key.length !== KEY_BYTES)
-        throw new TokenRefused("corrupt", `${name}: a key of ${key.length} bytes, not ${KEY_BYTES}`);
-      if (wrapped_mac || answer.wrapped_mac) await this.#prove(c, answer.wrapped_mac);
+      if (await this.#wrap(c, key)) await this.#prove(c, undefined);
       return key;
     } catch (e) {
       key[Symbol.dispose]();
@@ -263,32 +303,37 @@ export class Tokens {
     }
   }
 
-  async #fresh(c: Protected): Promise<Secret> {
-    // A restored container's key, until its token has it.
-    const waiting = join(this.#keys, `${c.uuid}.sealed`);
+  /** The key as its token wraps it is on the disk then; whether the token gave a mac. */
+  async #wrap(c: Protected, key: Secret): Promise<boolean> {
+    const answer = await key.lend((unwrapped_key) =>
+      this.#ask(c, Say.WRAPPED_KEY, { code: Ask.WRAP_KEY, unwrapped_key }),
+    );
+    if (!answer.wrapped_key)
+      throw new TokenRefused("internal", answer.error_text || "the token has not wrapped the key");
+    if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
+    await this.#write(`${c.uuid}.key`, answer.wrapped_key);
+    return answer.wrapped_mac !== undefined;
+  }
+
+  /**
+   * The key of volumes that were there before their token (of a restored container, or of one that had none) becomes the
+   * token's, a new one's alone: beside one that is in use somebody may have put it there in the place of the right one.
+   */
+  async #adopt(c: Protected, pin: Secret): Promise<void> {
+    const waiting = this.#at(c, "sealed");
     const given = await readBounded(waiting, SEALED_MAX);
-    const sealed = sealedImages(c.imageDir);
-    if (sealed.length > 0 && !given)
-      throw new TokenRefused(
-        "internal",
-        `the key of ${sealed[0]} is gone: there is no ${join(this.#keys, `${c.uuid}.key`)}; wipe it to begin anew`,
-      );
-    const key = given ? unseal(given, c.uuid) : Secret.random(KEY_BYTES);
-    try {
-      const answer = await key.lend((unwrapped_key) =>
-        this.#ask(c, Say.WRAPPED_KEY, { code: Ask.WRAP_KEY, unwrapped_key }),
-      );
-      if (!answer.wrapped_key)
-        throw new TokenRefused("internal", answer.error_text || "the token has not wrapped the key");
-      if (answer.wrapped_mac) await this.#write(`${c.uuid}.mac`, answer.wrapped_mac);
-      await this.#write(`${c.uuid}.key`, answer.wrapped_key);
-      if (answer.wrapped_mac) await this.#prove(c, undefined);
-      if (given) await destroy(waiting);
-      return key;
-    } catch (e) {
-      key[Symbol.dispose]();
-      throw e;
-    }
+    if (!given) return;
+    using first = Secret.take(Buffer.from(FIRST_PIN));
+    if (isSoft(c) && !pin.equals(first))
+      throw new TokenRefused("internal", `${waiting} is for a new token, whose PIN is ${FIRST_PIN}`);
+    using key = unseal(given, c.uuid);
+    const work = async () => {
+      if (!this.hasKey(c)) return void (await this.#wrap(c, key));
+      using known = (await this.#unwrapped(c)).key; // interrupted after it was written
+      if (!known.equals(key)) throw new TokenRefused("internal", `${waiting} is not the key of its volumes`);
+    };
+    await this.#while(c, pin, work, () => {});
+    await destroy(waiting);
   }
 
   /** The first change is from the PIN that everybody knows, and pairs the token with this device. */
@@ -297,8 +342,10 @@ export class Tokens {
       await this.#add(c);
       const paired = this.isPaired(c);
       // A token of the original becomes one of ours, which takes no key without a mac.
-      if (paired && this.hasKey(c) && !existsSync(join(this.#keys, `${c.uuid}.mac`)) && isSoft(c))
+      if (paired && this.hasKey(c) && !existsSync(this.#at(c, "mac")) && isSoft(c))
         (await this.#unlocked(c, pin, () => this.#key(c), dispose))[Symbol.dispose]();
+      // A soft token's before the change, so that the PIN says whether it is new, also if this is interrupted.
+      if (!paired && isSoft(c)) await this.#adopt(c, pin);
       using pairing = await this.#pairing(c);
       const [code, want] = paired
         ? [Ask.CHANGE_PIN, Say.CHANGE_PIN_SUCCESSFUL]
@@ -318,15 +365,16 @@ export class Tokens {
         });
       }
       if (paired) return;
+      if (!isSoft(c)) await this.#adopt(c, fresh);
       await mkdir(c.imageDir, { recursive: true, mode: 0o755 });
-      await writeAtomic(join(c.imageDir, PAIRED), "");
+      await writeAtomic(join(c.imageDir, PAIRED), existsSync(this.#at(c, "mac")) ? PROVEN : "");
     });
   }
 
   /** Nothing that the key protects can be read any more. Its token is destroyed as well; the next one is a new one. */
   destroy(c: Protected): Promise<void> {
     return this.#turns.take(c.uuid, async () => {
-      for (const extension of ["key", "mac"]) await destroy(join(this.#keys, `${c.uuid}.${extension}`));
+      for (const extension of ["key", "mac"] as const) await destroy(this.#at(c, extension));
       if (existsSync(c.imageDir)) await removeSynced(c.imageDir, [PAIRED]);
       if (!hasToken(c)) return;
       // Ours to do: scd could not where somebody has changed the owner of a file.
