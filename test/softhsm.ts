@@ -26,11 +26,18 @@ export function softhsm(
     `directories.tokendir = ${folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n`,
   );
   addToken(config, label, pin);
+  const serial = serialOf(config, label);
+  return { folder, config, serial, [Symbol.dispose]: () => rmSync(folder, { recursive: true }) };
+}
+
+/** The serial number of the token that is called `label`. */
+export function serialOf(config: string, label: string): string {
   const shown = Bun.spawnSync(["softhsm2-util", "--show-slots"], {
     env: { ...process.env, SOFTHSM2_CONF: config },
   });
-  const serial = /Serial number:\s+([0-9a-f]{16})/.exec(shown.stdout.toString())![1]!;
-  return { folder, config, serial, [Symbol.dispose]: () => rmSync(folder, { recursive: true }) };
+  const slots = shown.stdout.toString().split(/^Slot /m);
+  const slot = slots.find((s) => new RegExp(`Label: +${label} *$`, "m").test(s)) ?? "";
+  return /Serial number:\s+([0-9a-f]{16})/.exec(slot)![1]!;
 }
 
 export function addToken(config: string, label: string, pin: string): void {

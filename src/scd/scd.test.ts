@@ -22,7 +22,7 @@ import {
   TokenToDaemon,
   TokenType,
 } from "../../proto/gen/proto.js";
-import { SOFTHSM, softhsm } from "../../test/softhsm.ts";
+import { addToken, SOFTHSM, serialOf, softhsm } from "../../test/softhsm.ts";
 import { certify } from "../pki/issue.ts";
 import { PrivateKey } from "../pki/key.ts";
 import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
@@ -38,6 +38,8 @@ const Say = TokenToDaemon.Code;
 const base = mkdtempSync(join(tmpdir(), "scd-"));
 const at = (...parts: string[]) => join(base, ...parts);
 const path = at("socket");
+/** Tokens of SoftHSM beside the first. */
+const CARDS = [0, 1, 2, 3];
 let daemon: ReturnType<typeof Bun.spawn>;
 let hsm: ReturnType<typeof softhsm>;
 
@@ -49,6 +51,7 @@ beforeAll(async () => {
   const made = Bun.spawn([process.execPath, "src/main.ts", "scd", "--first-key", base], { stdin: "ignore" });
   expect(await made.exited).toBe(0);
   hsm = softhsm("web", "648219");
+  for (const i of CARDS) addToken(hsm.config, `card ${i}`, `PIN of ${i}`);
   daemon = Bun.spawn([process.execPath, "src/main.ts", "scd", base, "--socket", path, "--pkcs11", SOFTHSM], {
     stdout: "pipe",
     env: { ...process.env, SOFTHSM2_CONF: hsm.config },
@@ -361,7 +364,7 @@ test("a change of the PIN makes the file dearer to guess, and keeps the key, whi
 }, 60_000);
 
 /** A token that takes its time to open. */
-function dear(path: string, pin: string): void {
+function dear(path: string, pin: string, iterations = 2_000_000): void {
   using key = PrivateKey.generate("rsa:2048");
   const certificate = certify({ subject: [["CN", "x"]], key, days: 1, extensions: [] });
   const pem = at("dear.pem");
@@ -374,7 +377,7 @@ function dear(path: string, pin: string): void {
       "-in",
       pem,
       "-iter",
-      "2000000",
+      String(iterations),
       "-passout",
       `pass:${pin}`,
       "-out",
@@ -465,6 +468,54 @@ test("a token that is hardware: provisioned, paired with this device, its key wr
     expect((await usb(Ask.UNLOCK, { token_pin: utf8("no") })).code).toBe(Say.PASSWD_WRONG);
   expect((await usb(Ask.UNLOCK, { token_pin: utf8("5678") })).code).toBe(Say.LOCKED_TILL_REBOOT);
   expect((await usb(Ask.TOKEN_REMOVE)).code).toBe(Say.TOKEN_REMOVE_SUCCESSFUL);
+}, 60_000);
+
+test("four cards and four soft tokens at once, with right and wrong PINs: each has its own key, and its own count", async () => {
+  const all = [...CARDS, ...CARDS].map((i, n) => {
+    const card = n < CARDS.length;
+    const token_uuid = `6f6b7def-2abe-407c-8cb9-fe4e92394${card ? "c" : "d"}0${i}`;
+    const whose = card
+      ? { token_type: TokenType.USB, usbtoken_serial: serialOf(hsm.config, `card ${i}`) }
+      : { token_type: TokenType.SOFT };
+    const speak = (code: DaemonToToken.Code, more: Partial<IDaemonToToken> = {}) =>
+      ask({ code, token_uuid, pairing_secret, ...whose, ...more });
+    if (!card) dear(at(`tokens/${token_uuid}.p12`), `PIN of ${i}`, 100_000);
+    return {
+      i,
+      token_uuid,
+      speak,
+      first: utf8(`PIN of ${i}`),
+      pin: utf8(`new ${n}`),
+      key: Buffer.alloc(96, n + 1),
+    };
+  });
+  const codes = (answers: TokenToDaemon[]) => new Set(answers.map(({ code }) => code));
+  const pins = await Promise.all(
+    all.map((t) => t.speak(Ask.PROVISION_PIN, { token_pin: t.first, token_newpin: t.pin })),
+  );
+  expect(codes(pins)).toEqual(new Set([Say.PROVISION_PIN_SUCCESSFUL]));
+  // Each third comes with the PIN of the next one.
+  const wrong = (n: number) => n % 3 === 1;
+  const unlocked = await Promise.all(
+    all.map((t, n) => t.speak(Ask.UNLOCK, { token_pin: wrong(n) ? all[(n + 1) % 8]!.pin : t.pin })),
+  );
+  for (const [n, t] of all.entries()) {
+    expect(`${n} ${Say[unlocked[n]!.code]}`).toBe(`${n} ${wrong(n) ? "PASSWD_WRONG" : "UNLOCK_SUCCESSFUL"}`);
+    expect(`${n} ${existsSync(at(`tokens/${t.token_uuid}.tries`))}`).toBe(`${n} ${wrong(n)}`);
+  }
+  const right = all.filter((_, n) => !wrong(n));
+  const wrapped = await Promise.all(right.map((t) => t.speak(Ask.WRAP_KEY, { unwrapped_key: t.key })));
+  const back = await Promise.all(
+    right.map((t, n) => {
+      const { wrapped_key, wrapped_mac } = wrapped[n]!;
+      return t.speak(Ask.UNWRAP_KEY, {
+        ...(wrapped_key && { wrapped_key }),
+        ...(wrapped_mac && { wrapped_mac }),
+      });
+    }),
+  );
+  for (const [n, t] of right.entries()) expect(Buffer.from(back[n]!.unwrapped_key!)).toEqual(t.key);
+  expect(codes(await Promise.all(all.map((t) => t.speak(Ask.LOCK))))).toEqual(new Set([Say.LOCK_SUCCESSFUL]));
 }, 60_000);
 
 test("requests about tokens that make no sense are refused, and scd lives", async () => {
