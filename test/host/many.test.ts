@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { ContainerState } from "../../proto/gen/proto.js";
+import { ContainerState, type ControllerToDaemon } from "../../proto/gen/proto.js";
 import { unwrap as recovered } from "../../src/cmld/keys/recovery.ts";
 import { certify } from "../../src/pki/issue.ts";
 import { PrivateKey } from "../../src/pki/key.ts";
@@ -74,7 +74,7 @@ function peaks(): number[] {
 }
 
 /** All at once, each on a connection of its own; and how long each list took meanwhile, ms. */
-async function together(command: typeof Command.CONTAINER_START, pinOf: (i: number) => string) {
+async function together(command: ControllerToDaemon.Command, pinOf: (i: number) => string) {
   using open = new DisposableStack();
   const clients = await Promise.all(uuids.map(() => cmld.client()));
   for (const client of clients) open.use(client);
