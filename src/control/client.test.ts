@@ -444,7 +444,13 @@ test("no daemon, no socket, no file: one line each", async () => {
     "control: list: nobody listens at /dev/null: is cmld running?\n",
   );
   expect(await run("-s", daemon.socket, "create", "/no/such.conf")).toBe(
-    "control: create: Error accessing config file /no/such.conf: ENOENT\n",
+    "control: create: Error accessing config file /no/such.conf: no such file or directory\n",
+  );
+  expect(await run("-s", daemon.socket, "create", "/tmp")).toBe(
+    "control: create: Error accessing config file /tmp: illegal operation on a directory\n",
+  );
+  expect(await run("-s", daemon.socket, "import", "/no/such")).toBe(
+    "control: import /no/such: no such file or directory\n",
   );
   expect(await run("-s", daemon.socket, "create", "/dev/null")).toBe(
     "control: create: Error accessing config file /dev/null: it is empty\n",
@@ -501,7 +507,7 @@ test("an answer that cannot be written is no success: a full disk, a closed desc
   );
   for (const words of [["list"], ["state", "web"], ["--help"], ["--json", "list"]])
     for (const [redirection, reason] of [
-      [">/dev/full", "standard output: ENOSPC: no space left on device, write"],
+      [">/dev/full", "standard output: no space left on device"],
       [">&-", "standard output is closed"],
     ] as const) {
       const shell = ["sh", "-c", `exec "$@" ${redirection}`, "sh", process.execPath, MAIN];

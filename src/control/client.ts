@@ -42,6 +42,10 @@ export class Connection implements Disposable {
       const code = (cause as { code?: string }).code;
       if (code === "ENOENT") throw new Error(`Could not find socket file ${path}. Is cmld running?`);
       if (code === "ECONNREFUSED") throw new Error(`nobody listens at ${path}: is cmld running?`);
+      if (code === "EACCES")
+        throw new Error(
+          `${path}: permission denied: root may, and who is in the socket's group (cml-control)`,
+        );
       throw new Error(`connect to ${path}`, { cause: code === undefined ? cause : new Error(code) });
     }
   }

@@ -126,8 +126,7 @@ function bytesIn(argument: string, path: string): Uint8Array {
     if (bytes.length === 0) throw new Error("it is empty");
     return bytes;
   } catch (cause) {
-    const { code, message } = cause as { code?: string; message: string };
-    throw new Error(`Error accessing ${argument} file ${path}`, { cause: new Error(code ?? message) });
+    throw new Error(`Error accessing ${argument} file ${path}`, { cause });
   }
 }
 

@@ -9,6 +9,13 @@ import { isTerminal, say } from "./print.ts";
 
 const [OK, REFUSED, USAGE] = [0, 1, 255];
 
+/** "ENOENT: no such file or directory, open '/a'", as the runtime says it of a file, in a person's words; the path stands before
+ * them unless it was said already. */
+const plainly = (line: string): string =>
+  line.replace(/\bE[A-Z0-9]+: ([a-z -]+), \w+(?: '(.*)')?$/, (_, words: string, path?: string) =>
+    path === undefined || line.includes(`${path}: `) ? words : `${path}: ${words}`,
+  );
+
 export async function main(args: string[]): Promise<number> {
   let row: Row | undefined;
   let title = "";
@@ -38,7 +45,7 @@ export async function main(args: string[]): Promise<number> {
       const { usage } = await import("./usage.ts");
       await out(await usage(row));
     }
-    say(`control: ${titled(title, chain(e))}`);
+    say(`control: ${titled(title, plainly(chain(e)))}`);
     return e instanceof Usage ? USAGE : REFUSED;
   }
 }

@@ -70,19 +70,37 @@ export async function colours(): Promise<Colours> {
   };
 }
 
-/** Columns as wide as their widest word; colours do not count. */
-export function table(head: readonly string[], rows: readonly (readonly string[])[], c: Colours): string {
-  const all = [head.map((h) => c.head(h)), ...rows];
-  const widths = head.map((_, i) => Math.max(...all.map((row) => Bun.stringWidth(row[i] ?? ""))));
-  return all
-    .map(
-      (row) =>
-        row
-          .map((cell, i) => cell + " ".repeat(widths[i]! - Bun.stringWidth(cell)))
-          .join("  ")
-          .trimEnd() + "\n",
-    )
-    .join("");
+/** Names and states are always there. */
+const LEAST = 2;
+const BETWEEN = 2;
+
+/**
+ * Columns as wide as their widest word; colours do not count. Those at the right that the terminal has no room for are
+ * left out, and a mark says so: a line that breaks in two is harder to read, and a pipe has everything.
+ */
+export function table(
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+  c: Colours,
+  room = process.stdout.columns || Number.POSITIVE_INFINITY,
+): string {
+  const widths = head.map((name, i) =>
+    Math.max(...[name, ...rows.map((r) => r[i] ?? "")].map((s) => Bun.stringWidth(s))),
+  );
+  const more = "…";
+  let shown = head.length;
+  const width = (): number =>
+    widths.slice(0, shown).reduce((sum, w) => sum + w + BETWEEN, -BETWEEN) +
+    (shown < head.length ? BETWEEN + more.length : 0);
+  while (shown > LEAST && width() > room) shown--;
+  const line = (row: readonly string[]): string =>
+    row
+      .slice(0, shown)
+      .map((cell, i) => cell + " ".repeat(widths[i]! - Bun.stringWidth(cell)))
+      .join(" ".repeat(BETWEEN));
+  const top =
+    line(head.map((h) => c.head(h))) + (shown < head.length ? " ".repeat(BETWEEN) + c.quiet(more) : "");
+  return [top, ...rows.map(line)].map((l) => `${l.trimEnd()}\n`).join("");
 }
 
 /** 3725 → "1h 2m". */

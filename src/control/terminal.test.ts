@@ -108,6 +108,7 @@ test("lists are tables with words and colours; a hostile name does nothing to th
     }),
   );
   await using user = seat(daemon, "list");
+  user.resize({ rows: 31, columns: 120 });
   expect(await user.ended()).toEqual({ status: 0 });
   await user.sees("zombie");
   const lines = Bun.stripANSI(user.text).split("\r\n");
@@ -293,7 +294,7 @@ test("an export takes the place of a file, not of a folder or a device; nobody i
   for (const [path, why] of [
     [tmpdir(), "not a regular file"],
     ["/dev/null", "not a regular file"],
-    ["/no/such", "ENOENT"],
+    ["/no/such", "no such file or directory"],
   ] as const) {
     await using user = seat(daemon, "export", "web", path);
     expect(await user.ended()).toEqual({ status: 1 });
@@ -317,4 +318,21 @@ test("an export that is interrupted leaves nothing, and no file of somebody else
   expect(readdirSync(folder).sort()).toEqual(["web", "web.new"]);
   for (const name of ["web", "web.new"]) expect(readFileSync(join(folder, name), "utf8")).toBe("mine");
   rmSync(folder, { recursive: true });
+});
+
+test("a table has the columns that the terminal has room for, and says that there are more", async () => {
+  for (const [columns, head] of [
+    [97, "NAME  STATE    UP     GUESTOS  TRUST   VOLUMES  UUID"],
+    [80, "NAME  STATE    UP     GUESTOS  TRUST   VOLUMES  …"],
+    [40, "NAME  STATE    UP     GUESTOS  TRUST   …"],
+    [10, "NAME  STATE    …"],
+  ] as const) {
+    using daemon = daemonWith(startOk);
+    await using user = seat(daemon, "list");
+    user.resize({ rows: 31, columns });
+    expect(await user.ended()).toEqual({ status: 0 });
+    const lines = Bun.stripANSI(user.text).split("\r\n");
+    expect(lines[0]!).toBe(head);
+    if (columns > 10) expect(Math.max(...lines.map((l) => l.length))).toBeLessThanOrEqual(columns);
+  }
 });
