@@ -4,6 +4,7 @@ import { spawn } from "node:child_process";
 import {
   closeSync,
   constants,
+  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -14,7 +15,7 @@ import {
   writeSync,
 } from "node:fs";
 import { connect } from "node:net";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 
 export const PORT = "cml.agent";
 
@@ -24,6 +25,7 @@ export interface Calls {
   list: { ask: { path: string }; answer: string[] };
   /** What a process has open, as /proc shows it. */
   descriptors: { ask: { pid: number }; answer: string[] };
+  /** Folders that are missing are made. */
   write: { ask: { path: string; text: string }; answer: null };
   stat: {
     ask: { path: string };
@@ -59,6 +61,7 @@ async function answer(r: Request): Promise<unknown> {
     case "descriptors":
       return descriptors(`/proc/${r.pid}/fd`);
     case "write":
+      mkdirSync(dirname(r.path), { recursive: true });
       writeFileSync(r.path, r.text);
       return null;
     case "stat": {
