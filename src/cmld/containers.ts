@@ -92,6 +92,8 @@ export class Containers {
   /** Indices of containers that exist and could not be loaded. */
   #reserved: ReadonlySet<number> = new Set();
   #last: Promise<unknown> = Promise.resolve();
+  #notLoaded: readonly string[] = [];
+
   constructor(around: Surroundings) {
     this.#around = around;
   }
@@ -104,10 +106,20 @@ export class Containers {
     return [...this.#all.values()].sort((a, b) => a.created - b.created || (a.uuid < b.uuid ? -1 : 1));
   }
 
-  /** Read the folder anew. Resolves with what is there now; what could not be loaded is in the log. */
+  /** What the last load() could not take, a line each, as the log has it. */
+  get notLoaded(): readonly string[] {
+    return this.#notLoaded;
+  }
+
+  /** Read the folder anew. Resolves with what is there now. */
   load(): Promise<Stored[]> {
     return this.#turn(async () => {
       const { folder, log } = this.#around;
+      const notLoaded: string[] = [];
+      const leave = (file: string, e: unknown): void => {
+        log(`${join(folder, file)}: not loaded: ${chain(e)}`);
+        notLoaded.push(`${file}: not loaded: ${chain(e)}`);
+      };
       await mkdir(folder, { recursive: true, mode: 0o700 });
       await sweep(folder);
       const found: { uuid: string; read: Draft; created: number; index: number | undefined }[] = [];
@@ -126,7 +138,7 @@ export class Containers {
           const read = { source, ...readContainer(source, this.#rules(true)) };
           found.push({ uuid, read, created: await this.#created(uuid), index: await this.#index(uuid) });
         } catch (e) {
-          log(`${join(folder, file)}: not loaded: ${chain(e)}`);
+          leave(file, e);
           if (isUuid(uuid)) await this.#reserve(uuid, reserved);
         }
       }
@@ -149,7 +161,7 @@ export class Containers {
           used.set(one.index, one.uuid);
           await this.#writeIndex(one.uuid, one.index);
         } catch (e) {
-          log(`${one.uuid}: not loaded: ${chain(e)}`);
+          leave(`${one.uuid}.conf`, e);
           one.index = undefined;
         }
       }
@@ -170,6 +182,7 @@ export class Containers {
         loaded.set(uuid, stored);
       }
       this.#all = loaded;
+      this.#notLoaded = notLoaded;
       return this.all();
     });
   }

@@ -67,7 +67,8 @@ export interface Daemon {
   /** Resolves when it is gone or, if it runs, has been killed and is going. */
   remove(c: Known): Promise<void>;
   wipe(c: Known): Promise<void>;
-  reload(): Promise<void>;
+  /** Resolves with a line for each configuration that could not be taken. */
+  reload(): Promise<readonly string[]>;
   /** `pin`: of its token. A wrapped key that is damaged makes it ZOMBIE. Rejects with a TokenRefused where the token gives no
    * key, as the next two do. */
   start(c: Known, setup: boolean, pin?: Secret): Promise<void>;
@@ -286,8 +287,12 @@ const ROWS: Record<proto.ControllerToDaemon.Command, Row> = {
     logged: true,
     failure: FAILED,
     async run(d) {
-      await d.reload();
-      return OK;
+      const [first, ...more] = await d.reload();
+      if (first === undefined) return OK;
+      return {
+        ...OK,
+        error_text: more.length === 0 ? first : `${first}, and ${more.length} more: see the log`,
+      };
     },
   },
   [Command.CREATE_CONTAINER]: {

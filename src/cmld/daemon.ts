@@ -585,9 +585,10 @@ export class Manager implements Daemon {
     });
   }
 
-  async reload(): Promise<void> {
+  async reload(): Promise<readonly string[]> {
     await this.#reload();
     this.audit?.record("SSA", "CONTAINER_MGMT", "reload");
+    return this.#store.notLoaded;
   }
 
   /** Containers that run stay as they are; their configuration is taken when they have stopped. */

@@ -65,9 +65,9 @@ export class Call {
     if (this.manner === "json") await out(json(m));
     else if (this.manner === "text") await out(text(m));
     else if (ok) await out(person(await colours()));
-    if (ok) return 0;
-    this.note(reason(m));
-    return 1;
+    if (!ok) this.note(reason(m));
+    else if (m.error_text !== undefined) this.note(m.error_text); // done, but for a part of it
+    return ok ? 0 : 1;
   }
 }
 

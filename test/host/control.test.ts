@@ -1,6 +1,6 @@
 // The client and the daemon together: what somebody types, and what comes of it.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Cmld } from "./daemon.ts";
 
@@ -126,7 +126,15 @@ test("what the daemon refuses, it gives a reason for", async () => {
   expect((await control("get_provisioned")).stdout).toBe(
     "code: DEVICE_PROVISIONED_STATE\ndevice_is_provisioned: false\n",
   );
-  expect(await control("reload")).toMatchObject({ stdout: OK, exit: 0 });
+  expect(await control("reload")).toMatchObject({ stdout: OK, stderr: "", exit: 0 });
+  const careless = join(cmld.folder, "base/containers/web.conf");
+  writeFileSync(careless, "");
+  expect(await control("reload")).toMatchObject({
+    stdout: OK,
+    stderr: "control: reload: web.conf: not loaded: the name is no uuid in lower case\n",
+    exit: 0,
+  });
+  rmSync(careless);
 });
 
 test("two of one name: the first is taken, and said; what a program reads stays JSON", async () => {

@@ -39,9 +39,13 @@ test("reload: what was put there appears, what was taken away goes unless it run
   const text = 'name: "new"\nguest_os: "busybox"\ntoken_type: NONE\nloopback_only: true\n';
   writeFileSync(join(containers(), "11111111-2222-3333-4444-555555555555.conf"), text);
   writeFileSync(join(containers(), "broken.conf"), text);
-  expect(await c.say(Command.RELOAD_CONTAINERS)).toBe("CMD_OK");
+  const said = "CMD_OK: broken.conf: not loaded: the name is no uuid in lower case";
+  expect(await c.say(Command.RELOAD_CONTAINERS)).toBe(said);
   expect(await list(c)).toEqual(["new STOPPED", "runs RUNNING"]);
   renameSync(away, join(containers(), `${rests}.conf`));
+  writeFileSync(join(containers(), "empty.conf"), "");
+  expect(await c.say(Command.RELOAD_CONTAINERS)).toBe(`${said}, and 1 more: see the log`);
+  for (const name of ["broken", "empty"]) rmSync(join(containers(), `${name}.conf`));
   expect(await c.say(Command.RELOAD_CONTAINERS)).toBe("CMD_OK");
   expect(await list(c)).toEqual(["new STOPPED", "rests STOPPED", "runs RUNNING"]);
   for (const uuid of [rests, "11111111-2222-3333-4444-555555555555"])
