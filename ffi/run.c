@@ -110,6 +110,40 @@ static long clone_on_stack(const struct clone_args *c, const struct op *ops, uin
 #endif
 }
 
+/* What setresuid(2) takes from who is root: linux/capability.h, linux/prctl.h. */
+struct own {
+	uint32_t caps[6];
+	int32_t death;
+	long dumpable;
+};
+static const uint32_t caps_of_us[2] = { 0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0 };
+enum { PR_SET_PDEATHSIG = 1, PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE };
+
+static long be_again(const struct own *mine)
+{
+	long failed = SYS(SYS_setresuid, -1, 0, -1);
+	if (failed == 0)
+		failed = SYS(SYS_capset, (uint64_t)caps_of_us, (uint64_t)mine->caps);
+	SYS(SYS_prctl, PR_SET_PDEATHSIG, mine->death);
+	if (mine->dumpable == 1)
+		SYS(SYS_prctl, PR_SET_DUMPABLE, 1);
+	return failed;
+}
+
+/* Be somebody else with all of our rights. */
+static long become(uint32_t uid, struct own *mine)
+{
+	mine->dumpable = SYS(SYS_prctl, PR_GET_DUMPABLE);
+	long failed = SYS(SYS_prctl, PR_GET_PDEATHSIG, (uint64_t)&mine->death);
+	if (failed == 0)
+		failed = SYS(SYS_capget, (uint64_t)caps_of_us, (uint64_t)mine->caps);
+	if (failed == 0)
+		failed = SYS(SYS_setresuid, -1, uid, -1);
+	if (failed == 0 && (failed = SYS(SYS_capset, (uint64_t)caps_of_us, (uint64_t)mine->caps)) < 0)
+		be_again(mine);
+	return failed;
+}
+
 /* Returns the child's pid, or -errno; *pidfd receives a pidfd. All signals are
  * blocked from before the clone; the parent's mask comes back here, the
  * child's first op must set its own if it is to have one.
@@ -120,11 +154,15 @@ static long clone_on_stack(const struct clone_args *c, const struct op *ops, uin
  * pidns >= 0: a pidfd, the child is born in that process' pid namespace; home
  * is a pidfd of ourselves. A process enters a pid namespace only by birth, and
  * which one is a property of the thread that clones: it is changed and changed
- * back here, where no other code of this thread runs in between. */
+ * back here, where no other code of this thread runs in between.
+ *
+ * owner: whose the child's new user namespace is, 0: ours. The same holds for
+ * the effective uid of this thread; all that hangs on it otherwise stays. */
 long run(const struct op *ops, uint32_t count, uint64_t flags, int32_t cgroup, int32_t report, int32_t *pidfd,
-	 int32_t exit_signal, int32_t pidns, int32_t home, uint64_t stack, uint64_t stack_size)
+	 int32_t exit_signal, int32_t pidns, int32_t home, uint64_t stack, uint64_t stack_size, uint32_t owner)
 {
 	uint64_t all = ~0ull, old = 0;
+	struct own mine;
 	struct clone_args c = { .flags = flags | CLONE_PIDFD, .pidfd = (uint64_t)pidfd, .exit_signal = exit_signal };
 
 	if (stack) {
@@ -137,10 +175,15 @@ long run(const struct op *ops, uint32_t count, uint64_t flags, int32_t cgroup, i
 	}
 	SYS(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (uint64_t)&all, (uint64_t)&old, 8);
 	long pid = pidns < 0 ? 0 : SYS(SYS_setns, pidns, CLONE_NEWPID);
+	if (pid == 0 && owner)
+		pid = become(owner, &mine);
 	if (pid == 0) {
 		pid = stack ? clone_on_stack(&c, ops, count, report) : SYS(SYS_clone3, (uint64_t)&c, sizeof c);
 		if (pid == 0)
 			child(ops, count, report);
+		if (owner && be_again(&mine) < 0)
+			for (;;) /* or we would go on as somebody else */
+				SYS(SYS_exit_group, 127);
 	}
 	if (pidns >= 0 && SYS(SYS_setns, home, CLONE_NEWPID) < 0)
 		for (;;) /* or every later child would be a container's */

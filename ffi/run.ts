@@ -19,8 +19,8 @@ function load<S extends Parameters<typeof dlopen>[1]>(symbols: S) {
 export const run = load({
   /** `long call(const struct op *)`: the result, or -errno. */
   call: { args: [T.ptr], returns: T.i64_fast },
-  /** `long run(ops, count, flags, cgroup, report, *pidfd, exit_signal, pidns, home, stack, stack_size)`: a pid, or
-   * -errno. */
+  /** `long run(ops, count, flags, cgroup, report, *pidfd, exit_signal, pidns, home, stack, stack_size,
+   * owner)`: a pid, or -errno. */
   run: {
     args: [
       ...([
@@ -35,6 +35,7 @@ export const run = load({
         T.i32,
         T.u64_fast,
         T.u64_fast,
+        T.u32,
       ] as const),
     ],
     returns: T.i64_fast,

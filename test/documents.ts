@@ -124,6 +124,15 @@ anything up in its file tree. It gets the same filter, capabilities and limits a
 PATH, HOME, USER, TERM (with a terminal) and what was asked for. Its terminal is one of the container's own /dev/pts. A
 link to /proc/self/exe is not followed, so the daemon's executable is never run inside.
 
+## What the kernel counts by user
+
+inotify instances and watches, namespaces, message queues and pending signals have a limit for each user, and a user
+namespace counts all that happens in it as its owner's as well. The owner of a container's is the first of its own ids, not
+root: otherwise all containers and cmld would share what root may have, and one could take it all. Open files have one limit
+for the whole machine, which the machine lifts (\`fs.file-max\`; systemd does on a host): they count as their container's
+memory. Terminals (\`kernel.pty.max\`, 4096), the table of neighbours (\`net.ipv4.neigh.default.gc_thresh3\`) and
+core0's table of connections are shared by all, and nobody's in particular.
+
 ## What the masks are for
 
 The masks keep programs from seeing what is not theirs; they are not what keeps root in the container from using it:

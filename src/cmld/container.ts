@@ -382,6 +382,8 @@ export class Container implements ContainerLife {
       (report) => program(s, modules, { ours: gate.n, theirs: far.n }, report),
       flags,
       group.n,
+      undefined,
+      s.uidStart,
     );
     const execed = child.started();
     execed.catch(() => {}); // judged below, where it is awaited

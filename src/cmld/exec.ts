@@ -441,7 +441,7 @@ class Running implements Session {
         await readable(at);
         if (this.#gone.signal.aborted) throw new Error("the client is gone");
         if (attempt(read(at.n, mem(1))) === 1) {
-          this.#terminal(child.pid, child.pidfd);
+          this.#terminal(child.pidfd);
           now(signal(at.n));
         }
       }
@@ -456,15 +456,14 @@ class Running implements Session {
     }
   }
 
-  /** Take the terminal that the process has opened: by its mount it is one, and asking it could hang if it is not. */
-  #terminal(pid: number, pidfd: Fd): void {
+  /** Take the terminal that the process has opened: what the kernel says of its own accord tells that it is one; asking
+   * something else could hang. */
+  #terminal(pidfd: Fd): void {
     const master = new Fd(now(pidfdGetfd(pidfd.n, RETURNED)));
     try {
-      const mount = readFileSync(`/proc/self/fdinfo/${master.n}`, "utf8").match(/^mnt_id:\s*(\d+)$/m)?.[1];
-      const line = readFileSync(`/proc/${pid}/mountinfo`, "utf8")
-        .split("\n")
-        .find((l) => l.startsWith(`${mount} `));
-      if (line?.split(" - ")[1]?.split(" ")[0] !== "devpts") throw new Error("/dev/pts is not a devpts");
+      // drivers/tty/pty.c, pty_show_fdinfo(): of the master's end alone
+      if (!/^tty-index:/m.test(readFileSync(`/proc/self/fdinfo/${master.n}`, "utf8")))
+        throw new Error("/dev/pts/ptmx is no terminal's");
       if (this.#window) now(setWindow(master.n, this.#window));
       this.#to = new Fd(now(fcntl(master.n, F_DUPFD_CLOEXEC, 0))); // to be waited on separately
       this.#from = master;

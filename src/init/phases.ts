@@ -56,8 +56,9 @@ const SETTINGS: readonly (readonly [name: string, value: string])[] = [
   ["fs/protected_hardlinks", "1"],
   ["fs/protected_fifos", "2"],
   ["fs/protected_regular", "2"],
-  ["fs/inotify/max_user_instances", "1024"], // per user, and every guest's systemd wants some
+  ["fs/inotify/max_user_instances", "1024"], // per container, and a guest's systemd wants some
   ["fs/inotify/max_user_watches", "65536"],
+  ["fs/file-max", "9223372036854775807"], // all share it; a container's open files count as its memory
   ["net/core/wmem_max", "1048576"], // as the original
   ["net/ipv4/conf/all/rp_filter", "2"],
 ];

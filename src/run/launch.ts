@@ -50,9 +50,11 @@ export interface Ended {
 export type Program = readonly Op[] | ((report: number) => readonly Op[]);
 
 /** Clone a child that does `ops` (resetting signals first), straight into the cgroup open as `cgroup`, and into the
- * pid namespace of the process behind `pidns`. */
-export const launch = (ops: Program, flags = 0n, cgroup = -1, pidns?: Fd): Child =>
-  cloned(resetSignals(), ops, { flags, cgroup, ...(pidns && { pidns }) });
+ * pid namespace of the process behind `pidns`. `owner`: the uid that a new user namespace belongs to. What its members
+ * take of what the kernel counts by user (inotify(7), namespaces, message queues, pending signals) counts as that
+ * user's as well: were it root, they would share it with each other and with us. */
+export const launch = (ops: Program, flags = 0n, cgroup = -1, pidns?: Fd, owner = 0): Child =>
+  cloned(resetSignals(), ops, { flags, cgroup, owner, ...(pidns && { pidns }) });
 
 /** What children work with that share our memory, by their stacks, until they have ended. */
 const inUse = new Map<Uint8Array, unknown>();
@@ -79,9 +81,9 @@ export function beside(ops: Program, flags = 0n): Child & { readonly over: Promi
 function cloned(
   first: readonly Op[],
   ops: Program,
-  how: { flags: bigint; cgroup: number; pidns?: Fd; stack?: Uint8Array },
+  how: { flags: bigint; cgroup: number; pidns?: Fd; stack?: Uint8Array; owner?: number },
 ): Child {
-  const { flags, cgroup, pidns, stack } = how;
+  const { flags, cgroup, pidns, stack, owner = 0 } = how;
   const report = pipe();
   using _ours = report.write; // ours closes here, the child's at execve
   using failed = new DisposableStack();
@@ -103,6 +105,7 @@ function cloned(
       self?.n ?? NONE,
       stack ? address(stack) : 0n,
       BigInt(stack?.length ?? 0),
+      owner,
     ),
   );
   if (pid < 0) throw new SysError(-pid, "clone3()");
@@ -171,6 +174,7 @@ export function elsewhere(ops: readonly Op[]): void {
       NONE,
       0n,
       0n,
+      0,
     ),
   ); // no exit signal: no other wait() sees it
   if (pid < 0) throw new SysError(-pid, "clone3()");

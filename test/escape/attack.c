@@ -13,8 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -286,6 +288,34 @@ static int files(char **arg)
 	return 0;
 }
 
+/* hoard watchers|files: as many as there are for one process, held until killed. */
+static int hoard(char **arg)
+{
+	struct rlimit most;
+	int count = 0, watchers = !strcmp(arg[0], "watchers");
+
+	getrlimit(RLIMIT_NOFILE, &most);
+	most.rlim_cur = most.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &most);
+	while ((watchers ? inotify_init1(0) : open("/", O_PATH)) >= 0)
+		count++;
+	printf("%d %s, then %s\n", count, arg[0], name_of(errno));
+	fflush(stdout);
+	return pause();
+}
+
+/* ring MEGABYTES: so much memory for the frames of one packet socket. */
+static int ring(char **arg)
+{
+	unsigned int block = 1 << 16, frame = 2048, blocks = atoi(arg[0]) << 4;
+	struct tpacket_req wanted = { .tp_block_size = block, .tp_block_nr = blocks, .tp_frame_size = frame,
+				      .tp_frame_nr = block / frame * blocks };
+	int fd = socket(AF_PACKET, SOCK_RAW, 0);
+
+	return fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &wanted, sizeof wanted) ? held(name_of(errno))
+											     : won(arg[0]);
+}
+
 /* tick: set the length of the clock's tick, to what it is. */
 static int tick(char **arg)
 {
@@ -378,7 +408,7 @@ static const struct {
 	{ "call", call, 1 }, { "node", node, 1 }, { "pose", pose, 1 }, { "climb", climb, 0 }, { "swap", swap, 2 },
 	{ "chase", chase, 4 }, { "spy", spy, 1 }, { "hold", hold, 1 },
 	{ "overwrite", overwrite, 1 }, { "connections", connections, 2 }, { "forks", forks, 1 }, { "memory", memory, 1 },
-	{ "tick", tick, 0 }, { "files", files, 2 }, { "frame", frame, 7 }, { "arp", arp, 4 }, { "hear", hear, 3 },
+	{ "tick", tick, 0 }, { "hoard", hoard, 1 }, { "ring", ring, 1 }, { "files", files, 2 }, { "frame", frame, 7 }, { "arp", arp, 4 }, { "hear", hear, 3 },
 };
 
 int main(int argc, char **argv)

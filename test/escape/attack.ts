@@ -120,6 +120,8 @@ export interface Weak {
   readonly program?: (ops: readonly Op[]) => readonly Op[];
   /** … of `control run`, in the container whose init is `pid`. */
   readonly exec?: (ops: readonly Op[], pid: number, how: How) => readonly Op[];
+  /** Whose its user namespace is; otherwise the container's root's. */
+  readonly owner?: number;
   /** How the end of such a command is waited for. */
   readonly collect?: (pidfd: Fd) => Promise<unknown>;
 }

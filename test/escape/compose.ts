@@ -59,6 +59,8 @@ export class Composed {
         },
         flags,
         group.n,
+        undefined,
+        weak.owner ?? s.uidStart,
       );
       const execed = child.started();
       execed.catch(() => {}); // judged below

@@ -31,6 +31,8 @@ import { Composed } from "./compose.ts";
 import { fill, PROGRAM } from "./guest.ts";
 
 const SLEEPS = ["/bin/sleep", "1000000"];
+/** Each guest has ids of its own. */
+const UID_STRIDE = 100_000;
 
 export class Host implements AsyncDisposable {
   readonly world = World.open();
@@ -71,6 +73,7 @@ export class Host implements AsyncDisposable {
     };
     return {
       init,
+      uidStart: UID_START + [...this.#images].indexOf(guest.name) * UID_STRIDE,
       mounts: [root, ...(guest.mounts ?? [])],
       config: { name: guest.name, ...guest.config },
       ...(guest.extra && { modules: [...product(), guest.extra] }),
@@ -113,7 +116,7 @@ export class Host implements AsyncDisposable {
             pid,
             pidfd,
             cgroup: join(c.group, "child"),
-            uidStart: UID_START,
+            uidStart: c.uidStart,
             grant: { time: false, modules: false },
             supervisor: Supervisor.of(c.uuid)!,
           };

@@ -15,10 +15,11 @@ import { join } from "node:path";
 import { mapsIds } from "../../src/cmld/images/ownership.ts";
 import type { Module } from "../../src/cmld/module.ts";
 import { type Abilities, volumesWith } from "../../src/cmld/modules/volumes.ts";
-import { O_RDWR, openat } from "../../src/sys/calls.ts";
+import { AT_FDCWD, ioctl, O_RDONLY, O_RDWR, openat, prctl } from "../../src/sys/calls.ts";
 import { chain } from "../../src/sys/error.ts";
 import { Fd } from "../../src/sys/fd.ts";
 import { attachLoop } from "../../src/sys/loop.ts";
+import { mem } from "../../src/sys/mem.ts";
 import { now } from "../../src/sys/now.ts";
 import { ended } from "../../src/sys/poll.ts";
 import {
@@ -47,6 +48,8 @@ afterEach(async () => {
   await until(() => difference(before, world.snapshot()));
 });
 
+const [PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, SIGCONT] = [1, 2, 18]; // linux/prctl.h, asm-generic/signal.h
+const NS_GET_OWNER_UID = 0xb704; // linux/nsfs.h
 const WRITABLE: Mounts = [{ mount_point: "/", mount_type: Type.SHARED_RW }];
 const DATA = { mount_point: "/data", image_file: "data", fs_type: "ext4", mount_type: Type.EMPTY };
 const ETC = { mount_point: "/etc", image_file: "etc", fs_type: "ext4", mount_type: Type.OVERLAY_RW };
@@ -74,6 +77,26 @@ test("root inside is the first id of the range outside, in namespaces of its own
   ]);
   expect(said).toMatch(/^0::\/$/m); // the root of its cgroup namespace
   expect(said).toMatch(/pid 1\nhost0\nlo$/); // first of its pid namespace; its network namespace has its own links only
+});
+
+test("its user namespace is its own root's, and whoever made it is as before", async () => {
+  const own = () => {
+    const death = mem(4);
+    now({ call: "prctl", args: [PR_GET_PDEATHSIG, death] });
+    const status = readFileSync("/proc/thread-self/status", "utf8");
+    return [status.match(/^(Uid|Gid|Cap\w+|Groups):.*$/gm), [...death]];
+  };
+  now(prctl(PR_SET_PDEATHSIG, SIGCONT));
+  const before = own();
+  const c = world.container({ init: ["/bin/sleep", "100000"] });
+  await c.start({ setup: false });
+  expect(own()).toEqual(before);
+  now(prctl(PR_SET_PDEATHSIG, 0));
+  using namespace = new Fd(now(openat(AT_FDCWD, `/proc/${c.pid}/ns/user`, O_RDONLY)));
+  const owner = mem(4);
+  now(ioctl(namespace.n, NS_GET_OWNER_UID, owner));
+  expect(new DataView(owner.buffer).getUint32(0, true)).toBe(UID_START);
+  await c.kill();
 });
 
 test("a name from before there was a rule: a host name of it, quotes in the log and in errors", async () => {

@@ -81,7 +81,7 @@ export const ALLOWED: readonly Group[] = [
     title: "messages",
     calls:
       words(`pipe pipe2 connect accept accept4 bind listen sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
-      shutdown getsockname getpeername setsockopt getsockopt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
+      shutdown getsockname getpeername getsockopt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
       mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr`),
   },
   {
@@ -191,19 +191,24 @@ export const ABSENT: readonly Group[] = [
 export interface Rule {
   readonly calls: readonly Call[];
   readonly when: Test;
+  /** And this as well. */
+  readonly also?: Test;
   /** true: allowed then, refused otherwise; false: the reverse. */
   readonly allow: boolean;
   readonly errno: number;
   readonly text: string;
 }
 
-const EAFNOSUPPORT = 97;
+const [EAFNOSUPPORT, ENOPROTOOPT] = [97, 92]; // asm-generic/errno.h
 /** linux/socket.h: UNIX, INET, INET6, NETLINK, PACKET, CAN. */
 const FAMILIES = [1, 2, 10, 16, 17, 29];
 /** linux/personality.h: PER_LINUX, PER_LINUX32, UNAME26, both, and the question what it is. */
 const PERSONALITIES = [0, 0x8, 0x20000, 0x20008, 0xffffffff];
 /** asm-generic/ioctls.h: TIOCSTI, TIOCLINUX. */
 const TERMINAL_INPUT = [0x5412, 0x541c];
+
+/** linux/socket.h, linux/if_packet.h: PACKET_RX_RING, PACKET_TX_RING. */
+const [SOL_PACKET, RINGS] = [263, [5, 13]];
 
 /** linux/keyctl.h: JOIN_SESSION_KEYRING, SETPERM, DESCRIBE. */
 const KEYRING = [1, 5, 6];
@@ -238,6 +243,14 @@ export const RULES: readonly Rule[] = [
     errno: EPERM,
     text: "all but TIOCSTI and TIOCLINUX, which type into a terminal that others read",
   },
+  {
+    calls: ["setsockopt"],
+    when: { arg: 1, in: [SOL_PACKET] },
+    also: { arg: 2, in: RINGS },
+    allow: false,
+    errno: ENOPROTOOPT,
+    text: "all but PACKET_RX_RING and PACKET_TX_RING, whose memory, 4 GiB a socket, the kernel counts to nobody; libpcap takes ENOPROTOOPT for a kernel without them",
+  },
 ];
 
 const NOTHING: Supervision = { time: false, modules: false, memory: false };
@@ -252,9 +265,9 @@ export function policy(arch: Arch, supervision = NOTHING): Map<number, Verdict> 
   for (const call of Object.keys(NR) as Call[]) set(call, errnoVerdict(EPERM));
   for (const { calls } of ALLOWED) for (const call of calls) set(call, RET_ALLOW);
   for (const { calls } of ABSENT) for (const call of calls) set(call, errnoVerdict(ENOSYS));
-  for (const { calls, when, allow, errno } of RULES) {
-    const refused = errnoVerdict(errno);
-    const verdict: Verdict = { when, yes: allow ? RET_ALLOW : refused, no: allow ? refused : RET_ALLOW };
+  for (const { calls, when, also, allow, errno } of RULES) {
+    const [yes, no] = allow ? [RET_ALLOW, errnoVerdict(errno)] : [errnoVerdict(errno), RET_ALLOW];
+    const verdict: Verdict = { when, yes: also ? { when: also, yes, no } : yes, no };
     for (const call of calls) set(call, verdict);
   }
   for (const { calls, verdict, where } of LEFT)

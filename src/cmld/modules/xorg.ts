@@ -37,11 +37,15 @@ function framebuffer(): string | undefined {
   }
 }
 
+const FIRMWARES = /\/((?:efi|vesa)-framebuffer\.\d+)\/graphics\/fb0$/;
+
 /** The platform device of a framebuffer that shows as part of a PCI device. */
 export const platformDevice = (link: string | undefined): string | undefined =>
-  link?.includes("devices/pci")
-    ? /\/((?:efi|vesa)-framebuffer\.\d+)\/graphics\/fb0$/.exec(link)?.[1]
-    : undefined;
+  link?.includes("devices/pci") ? FIRMWARES.exec(link)?.[1] : undefined;
+
+/** It shows as a platform device already, as before Linux 6.9 on any machine: there is nothing to do. */
+export const shown = (link: string | undefined): boolean =>
+  link?.includes("devices/platform/") === true && FIRMWARES.test(link);
 
 /** `look`: where the machine's fb0 leads; `folder`: of /sys. Tests pretend: not every machine has a framebuffer. */
 export const xorgWith = (look: () => string | undefined, folder: string): Module => {
@@ -50,9 +54,10 @@ export const xorgWith = (look: () => string | undefined, folder: string): Module
     name: "xorg",
     prepare(s) {
       if (!s.config.enable_xorg_compat) return;
-      const name = platformDevice(look());
+      const link = look();
+      const name = platformDevice(link);
       if (name) found.set(s, name);
-      else s.log("enable_xorg_compat: the machine has no framebuffer of the firmware's on a PCI device");
+      else if (!shown(link)) s.log("enable_xorg_compat: the machine has no framebuffer of the firmware's");
     },
     child(s) {
       const name = found.get(s);

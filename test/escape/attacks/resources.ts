@@ -9,6 +9,7 @@ import { bindUnix, listen } from "../../../src/sys/calls.ts";
 import type { Fd } from "../../../src/sys/fd.ts";
 import { unbound } from "../../../src/sys/listen.ts";
 import { now } from "../../../src/sys/now.ts";
+import { NR } from "../../../src/sys/numbers.ts";
 import { type Op, show } from "../../../src/sys/op.ts";
 import { Client, Command } from "../../host/daemon.ts";
 import {
@@ -17,6 +18,7 @@ import {
   type Ground,
   type Guest,
   inside,
+  lacking,
   PRELUDE,
   SHOWN,
   verdict,
@@ -54,6 +56,23 @@ const bounded = (command: string) => async (g: Ground) => {
   const said = await c.run(PRELUDE + command);
   await c.end();
   return /^(held|won)/m.test(said) ? verdict(said) : `held: killed: ${said.trim().slice(0, 60)}`;
+};
+
+/** Take all that there is of something; another container gets some all the same. `some` prints "ok" then. */
+const hoarding = (what: string, some: string) => async (g: Ground) => {
+  const [c, other] = [await g.start(ATTACKER), await g.start(OTHER)];
+  try {
+    const said = await c.run(`attack hoard ${what} > /tmp/hoard 2>&1 &
+      for i in $(seq 600); do [ -s /tmp/hoard ] && break; sleep 0.1; done; cat /tmp/hoard`);
+    const hoarded = said.trim();
+    if (!/^\d{3}/.test(hoarded)) throw new Error(`nothing was hoarded: ${said}`);
+    const got = (await other.run(some)).trim();
+    await c.run("killall attack");
+    return got === "ok" ? `held: ${hoarded}` : `won: ${hoarded}; the other one: ${got}`;
+  } finally {
+    await other.end();
+    await c.end();
+  }
 };
 
 /** Without a part of what a mount's data says. */
@@ -132,6 +151,27 @@ export const resources: readonly Attack[] = [
     },
     proof: SHOWN, // by the two before: what bounds it are those limits
     only: "machine",
+  },
+  {
+    row: 30,
+    name: "every watcher of files (inotify) that a user may have",
+    guests: [OTHER],
+    attempt: hoarding("watchers", `attack call ${NR.inotify_init1[0]} 0`),
+    proof: { owner: 0 },
+  },
+  {
+    row: 30,
+    name: "every open file that the kernel has",
+    guests: [OTHER],
+    attempt: hoarding("files", `attack call ${NR.openat[0]} -100 =/ 0`),
+    proof: "a setting of the machine's: seen to be won by hand without it, test/escape/attacks/resources.ts",
+    only: "machine",
+  },
+  {
+    row: 30,
+    name: "memory that is nobody's: the ring of a packet socket",
+    attempt: "attack ring 16",
+    proof: lacking("seccomp"),
   },
   {
     row: 30,
