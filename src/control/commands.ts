@@ -332,6 +332,17 @@ const lent =
   (typed: Secret): Uint8Array =>
     until.use(typed).lend((bytes) => bytes);
 
+/** The answer to a request with passwords, which are not here any more while we wait for it. */
+function asked(
+  connection: Connection,
+  secrets: DisposableStack,
+  request: IControllerToDaemon,
+): Promise<DaemonToController> {
+  const answer = connection.ask(request); // encoded at once
+  secrets[Symbol.dispose]();
+  return answer;
+}
+
 async function withKey(
   call: Call,
   connection: Connection,
@@ -373,7 +384,7 @@ async function start(call: Call): Promise<number> {
   const params = await withKey(call, connection, container!.uuid, lent(secrets));
   const { waiter } = await import("./logs.ts");
   using waiting = call.given.has("wait") ? await waiter(call, container!.uuid) : undefined;
-  const m = await connection.ask({
+  const m = await asked(connection, secrets, {
     command: Command.CONTAINER_START,
     container_uuids,
     container_start_params: params,
@@ -392,10 +403,11 @@ async function stop(call: Call): Promise<number> {
   using connection = await call.connect();
   using secrets = new DisposableStack();
   const [container] = await find(connection, [call.given.word("container")]);
-  const m = await connection.ask({
+  const container_start_params = await withKey(call, connection, container!.uuid, lent(secrets));
+  const m = await asked(connection, secrets, {
     command: Command.CONTAINER_STOP,
     container_uuids: [container!.uuid],
-    container_start_params: await withKey(call, connection, container!.uuid, lent(secrets)),
+    container_start_params,
   });
   return call.show(m, (c) => saying("stopping")(m, c, container));
 }
@@ -407,11 +419,13 @@ async function changePin(call: Call): Promise<number> {
   await using input = new Input(call.manner === "json");
   using pin = await input.secret("Current Password: ");
   using fresh = await input.secret("New Password: ");
-  using again = await input.secret("Re-enter New Password: ");
-  if (!again.equals(fresh)) throw new Error("Passwords don't match!");
+  {
+    using again = await input.secret("Re-enter New Password: ");
+    if (!again.equals(fresh)) throw new Error("Passwords don't match!");
+  }
   if (fresh.length === 0 && (await isTerminal(0))) throw new Error("an empty password is none");
   using secrets = new DisposableStack();
-  const m = await connection.ask({
+  const m = await asked(connection, secrets, {
     command: Command.CONTAINER_CHANGE_TOKEN_PIN,
     container_uuids: [container!.uuid],
     device_pin: lent(secrets)(pin),
@@ -431,6 +445,7 @@ async function opened(
   const [container] = await find(connection, [call.given.word("container")]);
   const container_start_params = await withKey(call, connection, container!.uuid, lent(secrets));
   await connection.send({ command, container_uuids: [container!.uuid], container_start_params });
+  secrets[Symbol.dispose]();
   return await go(connection, container!);
 }
 

@@ -1,7 +1,9 @@
 // The terminal that somebody sits at, if there is one: secrets read without showing them, raw mode for a command in a
 // container. Whatever changes its settings gives them back on every way out: return, error, exit and signal.
 import { isUtf8 } from "node:buffer";
+import { read } from "node:fs";
 import { constants } from "node:os";
+import { promisify } from "node:util";
 import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
 import { out } from "../sys/output.ts";
@@ -10,6 +12,7 @@ import { getSettings, raw, type Settings, setSettings, silent } from "../sys/pty
 import { Secret } from "../sys/secret.ts";
 import { isTerminal, say } from "./print.ts";
 
+const reading = promisify(read);
 const STDIN = 0;
 /** More than a terminal's line can hold (N_TTY_BUF_SIZE, drivers/tty/n_tty.c). */
 const LINE_MAX = 4096;
@@ -67,6 +70,9 @@ export class Input implements AsyncDisposable {
   constructor(readonly quiet = false) {}
   #reader: Reader | undefined;
   #rest: Uint8Array = new Uint8Array(0);
+  /** What has come for secrets, so many bytes of it. */
+  readonly #typed = mem(LINE_MAX);
+  #size = 0;
 
   /** Undefined at the end. */
   async chunk(): Promise<Uint8Array | undefined> {
@@ -83,25 +89,39 @@ export class Input implements AsyncDisposable {
     }
   }
 
-  /** Without its end of line; at the end of the input what is left, perhaps nothing. What was read is wiped. */
-  async line(): Promise<Uint8Array> {
-    let line: Uint8Array = mem(0);
+  /** More of standard input behind #typed: by the kernel, because the runtime's streams keep what they have read. False
+   * at the end. */
+  async #more(): Promise<boolean> {
+    const room = this.#typed.subarray(this.#size);
+    if (room.length === 0) throw new Error(`a line of more than ${LINE_MAX} bytes`);
+    try {
+      const { bytesRead } = await reading(STDIN, room, 0, room.length, null);
+      this.#size += bytesRead;
+      return bytesRead > 0;
+    } catch (e) {
+      if ((e as { code?: string }).code !== "EAGAIN") throw e;
+    }
+    const chunk = await this.chunk(); // somebody else has made it non-blocking
+    if (!chunk) return false;
+    const some = chunk.subarray(0, room.length);
+    room.set(some);
+    this.#size += some.length;
+    this.#rest = chunk.subarray(some.length);
+    some.fill(0);
+    return true;
+  }
+
+  /** A line without its end; at the end of the input what is left, perhaps nothing. What was read is wiped. */
+  async #line(): Promise<Secret> {
     for (;;) {
-      const chunk = await this.chunk();
-      if (!chunk) return line;
-      const end = chunk.indexOf(10);
-      const part = end < 0 ? chunk : chunk.subarray(0, end);
-      if (line.length + part.length > LINE_MAX) throw new Error(`a line of more than ${LINE_MAX} bytes`);
-      const longer = mem(line.length + part.length);
-      longer.set(line);
-      longer.set(part, line.length);
-      line.fill(0);
-      part.fill(0);
-      line = longer;
-      if (end >= 0) {
-        this.#rest = chunk.subarray(end + 1);
-        return line;
-      }
+      const end = this.#typed.subarray(0, this.#size).indexOf(10);
+      if (end < 0 && (await this.#more())) continue;
+      const line = Secret.take(this.#typed.subarray(0, end < 0 ? this.#size : end));
+      const used = end < 0 ? this.#size : end + 1;
+      this.#typed.copyWithin(0, used, this.#size);
+      this.#typed.fill(0, this.#size - used, this.#size);
+      this.#size -= used;
+      return line;
     }
   }
 
@@ -112,13 +132,14 @@ export class Input implements AsyncDisposable {
     using _silent = Changed.toSilent(); // before the question: an answer may come at once
     if (elsewhere) await Bun.write(Bun.stderr, question);
     else await out(question);
-    const line = Secret.take(await this.line());
+    const line = await this.#line();
     if (line.lend((bytes) => isUtf8(bytes) && !bytes.includes(0))) return line;
     line[Symbol.dispose]();
     throw new Error("the password is not UTF-8");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#typed.fill(0);
     await this.#reader?.cancel();
   }
 }

@@ -1,41 +1,21 @@
 // Where secrets are while a container with a token starts, runs and stops, and when its PIN is changed: the writable memory of
 // cmld and scd and every file are searched for its key, its PINs and the token's private key. docs/keys.md says the same in words.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { ContainerState, ControllerToDaemon } from "../../proto/gen/proto.js";
 import { frame } from "../../src/lib/frame.ts";
 import { openPkcs12 } from "../../src/pki/pkcs12.ts";
 import { unwrap } from "../../src/pki/wrap.ts";
 import { Secret } from "../../src/sys/secret.ts";
 import { found } from "../memory.ts";
+import { tokenBehind } from "../token.ts";
 import { type Client, Cmld, Command, pairWeb, WEB, WEB_PIN } from "./daemon.ts";
 
-/** Not WEB_PIN: "device_newpin" is the name of a field, and of one process in forty the byte behind it in memory is a "1". */
+/** The first is not WEB_PIN: test/token.ts. */
 const PINS = ["Rm4+first.of-them", "kq7-Zw2.unmistakable", "Vt9_another-one!"] as const;
 const at = { container_uuids: [WEB] };
 const PATIENCE_MS = 5_000;
-
-/** The original's token of test/data, with as many iterations, behind the first of the PINs. */
-function writeToken(to: string): void {
-  const pem = join(mkdtempSync(join(tmpdir(), "keys-")), "pem");
-  for (const args of [
-    ["-in", `test/data/tokens/${WEB}.p12`, "-passin", `pass:${WEB_PIN}`, "-nodes", "-out", pem],
-    ["-export", "-in", pem, "-iter", "2048", "-passout", `pass:${PINS[0]}`, "-out", to],
-  ])
-    expect(Bun.spawnSync(["openssl", "pkcs12", ...args]).exitCode).toBe(0);
-  rmSync(dirname(pem), { recursive: true });
-}
 
 let cmld: Cmld;
 let c: Client;
@@ -97,7 +77,7 @@ beforeAll(async () => {
         'name: "web"\nguest_os: "busybox"\ncolor: 0\ntoken_type: SOFT\nloopback_only: true\n',
       );
       pairWeb(base);
-      writeToken(join(base, `tokens/${WEB}.p12`));
+      tokenBehind(PINS[0], WEB, join(base, `tokens/${WEB}.p12`));
     },
   });
   c = await cmld.client();
@@ -139,6 +119,14 @@ function inFiles(): string[] {
 
 const key = (pin: string) => ({ ...at, container_start_params: { key: Buffer.from(pin) } });
 
+async function stopped(pin: string): Promise<void> {
+  using events = await cmld.client();
+  await events.say(Command.EVENTS, at);
+  expect(await c.say(Command.CONTAINER_STOP, key(pin))).toBe("CONTAINER_STOP_OK");
+  const state = async () => (await c.ask(Command.GET_CONTAINER_STATUS, at)).container_status[0]!.state;
+  while ((await state()) !== ContainerState.STOPPED) await events.next();
+}
+
 test("the search finds what is there", () => {
   const here = Buffer.from(needles.get("key")!);
   expect(found(process.pid, new Map([["x", here]])).length).toBeGreaterThan(0);
@@ -153,11 +141,7 @@ test("while it runs and after the stop nothing is anywhere", async () => {
   expect(await c.say(Command.CONTAINER_START, key(PINS[0]))).toBe("CONTAINER_START_OK");
   const running = inMemory();
   expect(inFiles()).toEqual([]);
-  expect(await c.say(Command.CONTAINER_STOP, key(PINS[0]))).toBe("CONTAINER_STOP_OK");
-  using events = await cmld.client();
-  await events.say(Command.EVENTS, at);
-  const state = async () => (await c.ask(Command.GET_CONTAINER_STATUS, at)).container_status[0]!.state;
-  while ((await state()) !== ContainerState.STOPPED) await events.next();
+  await stopped(PINS[0]);
   expect(inFiles()).toEqual([]);
   expect(inMemory()).toEqual([]);
   expect(running).toEqual([]);
@@ -210,6 +194,34 @@ test("a request in pieces, behind others, that is no request, or whose sender is
       left.push(...places.map((place) => `${how}${hangUp ? ", gone" : ""}: ${place}`));
     }
   expect(left).toEqual([]);
+}, 60_000);
+
+test("control, while it waits for the answer, has no PIN any more", async () => {
+  const scd = family()[1]![1];
+  for (const [said, ...args] of [
+    [PINS[0], "start", "web"],
+    [PINS[0], "recovery_key", "web"],
+    [`${PINS[0]}\n${PINS[1]}\n${PINS[1]}`, "change_pin", "web"],
+  ] as const) {
+    process.kill(scd, "SIGSTOP");
+    const argv = [process.execPath, "src/main.ts", "control", "--socket", cmld.socket, ...args];
+    const control = Bun.spawn(argv, { stdin: "pipe", stdout: "pipe", stderr: "pipe" });
+    control.stdin.write(`${said}\n`);
+    control.stdin.flush();
+    const until = async (what: () => boolean) => {
+      for (const end = performance.now() + PATIENCE_MS; !what() && performance.now() < end; )
+        await Bun.sleep(5); // nobody tells
+      expect(what()).toBe(true);
+    };
+    await until(() => found(cmld.pid, needles).length > 0); // it has been sent
+    await until(() => found(control.pid, needles).length === 0);
+    process.kill(scd, "SIGCONT");
+    expect(await control.stderr.text()).toBe("");
+    expect(await control.exited).toBe(0);
+    if (args[0] === "start") await stopped(PINS[0]);
+  }
+  const back = { ...at, device_pin: Buffer.from(PINS[1]), device_newpin: Buffer.from(PINS[0]) };
+  expect(await c.say(Command.CONTAINER_CHANGE_TOKEN_PIN, back)).toBe("CONTAINER_CHANGE_PIN_SUCCESSFUL");
 }, 60_000);
 
 test("after a change of the PIN neither is anywhere", async () => {
