@@ -18,6 +18,7 @@ const applets = new Map<string, Applet>([
 const USAGE = `usage: cml PROGRAM [ARGUMENT…], or a link to it with the program's name
 
 programs: ${[...applets.keys()].join(" ")}
+also: --version, --help
 `;
 
 const called = basename(process.argv0);
@@ -25,6 +26,11 @@ const args = process.argv.slice(2);
 const plain = called.replace(/^cml-/, ""); // the original's names on an ordinary host: cml-control, cml-scd
 const name = applets.has(plain) ? plain : (args.shift() ?? "help");
 const load = applets.get(name);
+if (name === "--version" || name === "-V") {
+  const { version } = await import("../package.json");
+  process.stdout.write(`cml ${version}\n`);
+  process.exit(0);
+}
 if (!load) {
   const help = ["help", "--help", "-h"].includes(name);
   (help ? process.stdout : process.stderr).write(help ? USAGE : `cml: ${name}: no such program\n${USAGE}`);

@@ -775,6 +775,8 @@ export class Manager implements Daemon {
     return this.#turns.take(known.uuid, async () => {
       const c = this.#managed(known);
       this.#refuseAtEnd();
+      if (c.state === "SHUTDOWN")
+        throw new Error(`${shownName(c.config.name)} is SHUTDOWN: wait until it has stopped (stop --wait)`);
       if (runs(c)) throw new Error(`${shownName(c.config.name)} is ${c.state} already`);
       const key = pin && (await this.#unsealed(c, pin));
       try {

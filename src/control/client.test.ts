@@ -221,6 +221,33 @@ test("start --wait: running, or the reason why not", async () => {
   ]);
 });
 
+test("stop --wait: returns when it has stopped, however it did", async () => {
+  const event = (state?: ContainerState) => ({
+    code: Code.CONTAINER_EVENT,
+    event: { uuid: web.uuid, name: "web", state, timestamp: 1795227197000 },
+  });
+  let last: ContainerState | undefined = ContainerState.STOPPED;
+  let listener: Answer | undefined;
+  using daemon = daemonWith((m, answer) => {
+    if (m.command === Command.EVENTS) {
+      listener = answer;
+      answer(OK);
+    } else if (m.command === Command.CONTAINER_CMLD_HANDLES_PIN)
+      answer({ code: Code.CONTAINER_CMLD_HANDLES_PIN, container_cmld_handles_pin: false });
+    else if (m.command === Command.CONTAINER_STOP) {
+      listener!(event(ContainerState.SHUTDOWN));
+      answer({ code: Code.RESPONSE, response: Response.CONTAINER_STOP_OK });
+      listener!(event(last));
+    }
+  });
+  for (last of [ContainerState.STOPPED, ContainerState.ZOMBIE, undefined])
+    expect(await control(daemon, ["stop", "web", "--key", "--wait"])).toEqual({
+      stdout: "code: RESPONSE\nresponse: CONTAINER_STOP_OK\n",
+      stderr: "",
+      exit: 0,
+    });
+});
+
 test("passwords: from a pipe to the last character, from --key, from a reader with keys, or none", async () => {
   let pad = false;
   let token_type = ContainerTokenType.SOFT;

@@ -21,6 +21,7 @@ import type { Secret } from "../sys/secret.ts";
 import { type Call, type Container, find, isOk, reason, stateWord } from "./answer.ts";
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
+import type { Waiter } from "./logs.ts";
 import { type Colours, duration, isTerminal, named, size, table } from "./print.ts";
 import { ProgressLine } from "./progress.ts";
 
@@ -375,6 +376,10 @@ async function explain(call: Call, connection: Connection, container_uuids: stri
   return 0;
 }
 
+/** Before the request: what comes of it must not come before we listen. */
+const waitingFor = async (call: Call, uuid: string): Promise<Waiter | undefined> =>
+  call.given.has("wait") ? (await import("./logs.ts")).waiter(call, uuid) : undefined;
+
 async function start(call: Call): Promise<number> {
   using connection = await call.connect();
   const [container] = await find(connection, [call.given.word("container")]);
@@ -382,8 +387,7 @@ async function start(call: Call): Promise<number> {
   if (call.given.has("explain")) return await explain(call, connection, container_uuids);
   using secrets = new DisposableStack();
   const params = await withKey(call, connection, container!.uuid, lent(secrets));
-  const { waiter } = await import("./logs.ts");
-  using waiting = call.given.has("wait") ? await waiter(call, container!.uuid) : undefined;
+  using waiting = await waitingFor(call, container!.uuid);
   const m = await asked(connection, secrets, {
     command: Command.CONTAINER_START,
     container_uuids,
@@ -404,12 +408,17 @@ async function stop(call: Call): Promise<number> {
   using secrets = new DisposableStack();
   const [container] = await find(connection, [call.given.word("container")]);
   const container_start_params = await withKey(call, connection, container!.uuid, lent(secrets));
+  using waiting = await waitingFor(call, container!.uuid);
   const m = await asked(connection, secrets, {
     command: Command.CONTAINER_STOP,
     container_uuids: [container!.uuid],
     container_start_params,
   });
-  return call.show(m, (c) => saying("stopping")(m, c, container));
+  const status = await call.show(m, () => (waiting ? "" : saying("stopping")(m, NO_COLOURS, container)));
+  if (status !== 0 || !waiting) return status;
+  await waiting.down();
+  if (call.manner === "person") await out(`${named(container!.name)}: stopped\n`);
+  return 0;
 }
 
 async function changePin(call: Call): Promise<number> {
@@ -550,8 +559,9 @@ export const COMMANDS: readonly Row[] = [
       "The password of the container's token is asked for, unless --key is given or the container has no token. Without --wait the command succeeds as soon as the container's init has been executed.",
   }),
   row("stop", [CONTAINER], "stop a container", stop, {
-    options: [KEY],
-    details: "Succeeds when stopping has begun. A guest that does not stop in time is killed.",
+    options: [KEY, { name: "wait", short: "w", description: "return when it has stopped" }],
+    details:
+      "Without --wait the command succeeds when stopping has begun. A guest that does not stop in time is killed.",
   }),
   row(
     "run",

@@ -139,7 +139,14 @@ const DOWN: ReadonlySet<ContainerState> = new Set([ContainerState.STOPPED, Conta
  * Listens before the start, so that nothing is missed: call `up()` after it was accepted. Rejects with the reason if
  * the container went down instead.
  */
-export async function waiter(call: Call, uuid: string): Promise<{ up(): Promise<void> } & Disposable> {
+export interface Waiter extends Disposable {
+  /** Resolves when it runs; rejects with why it does not. */
+  up(): Promise<void>;
+  /** Resolves when it has stopped, or is no more. */
+  down(): Promise<void>;
+}
+
+export async function waiter(call: Call, uuid: string): Promise<Waiter> {
   const connection = await call.connect();
   const m = await connection.ask({ command: Command.EVENTS, container_uuids: [uuid] });
   if (!isOk(m)) {
@@ -165,6 +172,12 @@ export async function waiter(call: Call, uuid: string): Promise<{ up(): Promise<
                 ? `its init ended with status ${event.exit_status}`
                 : `it is ${ContainerState[event.state]?.toLowerCase()}`;
         throw new Error(event.error_text ?? how);
+      }
+    },
+    async down() {
+      for (;;) {
+        const { event } = await connection.next();
+        if (event && (event.state === undefined || DOWN.has(event.state))) return;
       }
     },
     [Symbol.dispose]: () => connection[Symbol.dispose](),

@@ -79,7 +79,7 @@ const SEED_MS = 3_600_000;
 const GATE = "init:gate";
 
 export async function main(args: string[]): Promise<number> {
-  if (process.pid !== 1) throw new Error("init: not PID 1: this program starts and ends a whole machine");
+  if (process.pid !== 1) throw new Error("not PID 1: this program starts and ends a whole machine");
   const again = args[0] === "again";
   const sent = again ? undefined : process.env.CML_FIRST_MODULES;
   delete process.env.CML_FIRST_MODULES; // its pipe does not outlive a crash

@@ -36,6 +36,10 @@ test("the name selects the program, or the first argument does", () => {
   }
   expect(run("cmld", "--help").said).toStartWith("usage: cmld ");
   expect(run("cml")).toEqual({ status: 0, said: expect.stringMatching(/^usage: cml .*\n\nprograms: init /) });
+  expect(run("cml", "--version")).toEqual({
+    status: 0,
+    said: expect.stringMatching(/^cml \d+\.\d+\.\d+\n$/),
+  });
   for (const word of ["nothing", "toString", "constructor"])
     expect(run("cml", word)).toEqual({
       status: 100,
