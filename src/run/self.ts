@@ -7,9 +7,13 @@ const INSIDE = "/$bunfs/";
 const compiled = import.meta.path.startsWith(INSIDE);
 const sources = join(import.meta.dir, "../..");
 
+/** Where we were started from, as the kernel says it (proc(5), exe). After an upgrade there is another one, which is taken until
+ * we are started again. */
+const executable = process.execPath.replace(/ \(deleted\)$/, "");
+
 /** The files and folders that it consists of. */
 export const ownFiles = (): string[] => [
-  process.execPath,
+  executable,
   ...(compiled ? [] : [sources, join(sources, "node_modules")]),
 ];
 
@@ -22,7 +26,7 @@ export const RUNTIME = [
 
 /** argv of `cml PROGRAM …`: the executable that runs, or the runtime with our source when it is not compiled. */
 export const own = (program: string, ...args: string[]): string[] => [
-  process.execPath,
+  executable,
   ...(compiled ? [] : [join(sources, "src/main.ts")]),
   program,
   ...args,

@@ -149,6 +149,8 @@ export class Cmld implements AsyncDisposable {
       readonly prepare?: (base: string) => Promise<void>;
       /** What else is in the guest. */
       readonly fill?: (root: string) => void;
+      /** A compiled one in place of the source. */
+      readonly executable?: string;
     } = {},
   ): Promise<Cmld> {
     const { guestos = "", env = {}, under = tmpdir(), device = "signed_configs: false\n" } = options;
@@ -161,7 +163,9 @@ export class Cmld implements AsyncDisposable {
     await options.prepare?.(join(folder, "base"));
     const at = (name: string) => join(folder, name);
     const places = ["--base", at("base"), "--run", at("run"), "--logs", at("logs"), "--socket", at("socket")];
-    const cmld = new Cmld(folder, [process.execPath, "src/main.ts", "cmld", ...places], env);
+    const program =
+      options.executable === undefined ? [process.execPath, "src/main.ts"] : [options.executable];
+    const cmld = new Cmld(folder, [...program, "cmld", ...places], env);
     await cmld.start();
     return cmld;
   }

@@ -1,8 +1,17 @@
 // The executable as it is built: its names, and that nothing which lies around changes what it runs.
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { Cmld, Command } from "./daemon.ts";
 
 let folder: string;
 beforeAll(() => {
@@ -61,3 +70,22 @@ test("files in the folder that it is started in run nothing and set nothing", ()
   const bun = Bun.spawnSync([process.execPath, "-e", "0"], { cwd: folder, env: { PATH: "/usr/bin:/bin" } });
   expect([bun.exitCode, existsSync(ran)]).toEqual([0, true]);
 });
+
+test("an upgrade puts another one in its place: what still runs starts its other programs", async () => {
+  const executable = join(folder, "installed");
+  const install = (): void => {
+    copyFileSync("out/cml", `${executable}.new`);
+    renameSync(`${executable}.new`, executable); // as dpkg does
+  };
+  install();
+  await using cmld = await Cmld.begin(undefined, { executable });
+  install();
+  using c = await cmld.client();
+  const text = 'name: "sealed"\nguest_os: "busybox"\ntoken_type: SOFT\n';
+  const made = await c.ask(Command.CREATE_CONTAINER, { container_config_file: Buffer.from(text) });
+  const pins = { device_pin: Buffer.from("trustme"), device_newpin: Buffer.from("another") };
+  const { container_uuids } = made;
+  expect(await c.say(Command.CONTAINER_CHANGE_TOKEN_PIN, { container_uuids, ...pins })).toBe(
+    "CONTAINER_CHANGE_PIN_SUCCESSFUL",
+  );
+}, 60_000);
