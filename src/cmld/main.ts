@@ -216,6 +216,7 @@ export async function main(args: string[]): Promise<number> {
   await gate();
   const { debug, help: _, base = positionals[0], ...given } = values;
   if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
+  if (process.getuid?.() !== 0) throw new Error("only root can make containers");
   try {
     return await run(places({ ...given, ...(base !== undefined && { base }) }), debug ?? false);
   } catch (e) {

@@ -22,7 +22,11 @@ beforeAll(() => {
 afterAll(() => rmSync(folder, { recursive: true }));
 
 function run(name: string, ...args: string[]): { status: number; said: string } {
-  const { exitCode, stdout, stderr } = Bun.spawnSync([`./${name}`, ...args], {
+  return ran(`./${name}`, ...args);
+}
+
+function ran(...argv: string[]): { status: number; said: string } {
+  const { exitCode, stdout, stderr } = Bun.spawnSync(argv, {
     cwd: folder,
     env: { PATH: "/usr/bin:/bin" },
   });
@@ -44,6 +48,12 @@ test("the name selects the program, or the first argument does", () => {
     ]);
   }
   expect(run("cmld", "--help").said).toStartWith("usage: cmld ");
+  expect(
+    ran("setpriv", "--reuid", "65534", "--clear-groups", resolve("out/cml"), "cmld", "--base", folder),
+  ).toEqual({
+    status: 1,
+    said: "cmld: only root can make containers\n",
+  });
   expect(run("cml")).toEqual({ status: 0, said: expect.stringMatching(/^usage: cml .*\n\nprograms: init /) });
   expect(run("cml", "--version")).toEqual({
     status: 0,
