@@ -5,6 +5,7 @@ import { uptime } from "node:os";
 import { join } from "node:path";
 import { Ration } from "../lib/log.ts";
 import { C0 } from "../lib/uuid.ts";
+import { haste } from "../run/haste.ts";
 import { type Child, collected, type Ended, hasEnded, launch, reap } from "../run/launch.ts";
 import { O_DIRECTORY, O_RDONLY, openat, read, SOCK_STREAM, signal } from "../sys/calls.ts";
 import { isFrozen, kill as killGroup, settled } from "../sys/cgroup.ts";
@@ -314,6 +315,7 @@ export class Container implements ContainerLife {
     const { around } = this;
     const name = this.#name;
     await before;
+    using _first = haste();
     let ledger = held;
     const kept: string[] = [];
     try {

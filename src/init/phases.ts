@@ -47,6 +47,8 @@ const SETTINGS: readonly (readonly [name: string, value: string])[] = [
   ["kernel/panic", "10"], // a kernel that panics starts again
   ["kernel/core_pattern", "|/nonexistent"], // no process of the machine or a guest leaves its memory behind
   ["fs/suid_dumpable", "0"],
+  // There is none. Without a path the kernel says so itself; else it starts a program for each question, and whoever asks waits.
+  ["kernel/modprobe", "\n"],
   ["vm/oom_dump_tasks", "0"], // a container out of memory may have thousands of processes
   ["kernel/kptr_restrict", "1"],
   ["kernel/dmesg_restrict", "1"],

@@ -16,6 +16,7 @@ import { mem } from "../sys/mem.ts";
 import { now } from "../sys/now.ts";
 import { type Op, show } from "../sys/op.ts";
 import { ended, readable } from "../sys/poll.ts";
+import { unhurried } from "./haste.ts";
 
 const SIGCHLD = 17; // asm-generic/signal.h
 const [P_PIDFD, WEXITED, WNOHANG, WNOWAIT, WALL] = [3, 4, 1, 0x1000000, 0x40000000]; // linux/wait.h
@@ -49,12 +50,12 @@ export interface Ended {
 /** What a child does; a function, if it must know the one descriptor that has to stay open until its execve. */
 export type Program = readonly Op[] | ((report: number) => readonly Op[]);
 
-/** Clone a child that does `ops` (resetting signals first), straight into the cgroup open as `cgroup`, and into the
+/** Clone a child that does `ops` (resetting signals and haste first), straight into the cgroup open as `cgroup`, and into the
  * pid namespace of the process behind `pidns`. `owner`: the uid that a new user namespace belongs to. What its members
  * take of what the kernel counts by user (inotify(7), namespaces, message queues, pending signals) counts as that
  * user's as well: were it root, they would share it with each other and with us. */
 export const launch = (ops: Program, flags = 0n, cgroup = -1, pidns?: Fd, owner = 0): Child =>
-  cloned(resetSignals(), ops, { flags, cgroup, owner, ...(pidns && { pidns }) });
+  cloned([...resetSignals(), ...unhurried()], ops, { flags, cgroup, owner, ...(pidns && { pidns }) });
 
 /** What children work with that share our memory, by their stacks, until they have ended. */
 const inUse = new Map<Uint8Array, unknown>();

@@ -1,5 +1,6 @@
 // Network links, addresses and routes as netlink messages (rtnetlink(7)), and as `ip link` prints them. Every
 // function describes one message; Netlink.do() sends several at once.
+import { readFileSync } from "node:fs";
 import { close, ioctl, SOCK_DGRAM, socket } from "./calls.ts";
 import { Fd } from "./fd.ts";
 import { Struct } from "./mem.ts";
@@ -223,19 +224,23 @@ export const addVeth = (end: VethEnd, peer: VethEnd): Message =>
 export const deleteLink = (which: Which): Message =>
   linkMessage(RTM_DELLINK, 0, which, undefined, [], `link delete ${which}`);
 
-const [SIOCGIFNAME, SIOCGIFHWADDR, SIOCGIFINDEX, SIOCSIFFLAGS] = [0x8910, 0x8927, 0x8933, 0x8914]; // linux/sockios.h
+const [SIOCGIFNAME, SIOCGIFHWADDR, SIOCSIFFLAGS] = [0x8910, 0x8927, 0x8914]; // linux/sockios.h
 const IFREQ = 40; // sizeof(struct ifreq)
 
-/** Is there a link of this name, or with this index, in our network namespace? netdevice(7): takes no lock, unlike
- * rtnetlink. */
-export function linkExists(which: Which): boolean {
+/** Is there a link with this index in our network namespace? netdevice(7): takes no lock, unlike rtnetlink. */
+export function linkExists(index: number): boolean {
   using any = new Fd(now(socket(AF_INET, SOCK_DGRAM)));
-  const ifreq =
-    typeof which === "string"
-      ? new Struct(IFREQ).raw(Buffer.from(which)).bytes
-      : new Struct(IFREQ).skip(16).i32(which).bytes;
-  return attempt(ioctl(any.n, typeof which === "string" ? SIOCGIFINDEX : SIOCGIFNAME, ifreq)) >= 0;
+  return attempt(ioctl(any.n, SIOCGIFNAME, new Struct(IFREQ).skip(16).i32(index).bytes)) >= 0;
 }
+
+/** The names of all links there (proc_net(5)). Asked for one that is not there, SIOCGIFINDEX has the kernel execute modprobe
+ * twice, and waits for it (dev_load() of Linux). */
+export const linkNames = (): Set<string> =>
+  new Set(
+    readFileSync("/proc/self/net/dev", "latin1")
+      .match(/^ *\S+(?=:)/gm)
+      ?.map((name) => name.trim()),
+  );
 
 /** The address of the link with this index in our network namespace, if there is one; no lock either. */
 export function macOfIndex(index: number): string | undefined {

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { disk } from "../../initramfs/image.ts";
 import { CORE0, seed } from "../../initramfs/seed.ts";
+import { C0 } from "../../src/lib/uuid.ts";
 import { counts } from "../counts.ts";
 import { Vm } from "./qemu.ts";
 
@@ -89,9 +90,13 @@ test(
       expect(Object.keys(after.descriptors)).toEqual(Object.keys(before.descriptors));
     }
     // It still does its work: it starts what ends, and reaps.
+    const weight = `/sys/fs/cgroup/cml/containers/${C0}/cpu.weight`;
+    await vm.ask("write", { path: weight, text: "10000" }); // as while it starts
     await vm.ask("kill", { pid: before.daemons.cmld!.pid, signal: "SIGKILL" });
     await vm.sees("init: cmld: killed by signal 9; starting it again");
     await vm.sees("init: cmld: ready");
+    expect(await vm.ask("read", { path: weight })).toBe("100\n");
+    expect(await vm.ask("read", { path: "/proc/sys/kernel/modprobe" })).toBe("\n"); // nobody is executed for a module
     const list = await vm.ask("run", { argv: ["/usr/sbin/control", "list"] });
     expect(list.stdout).toContain("state: RUNNING");
     expect(vm.said).not.toContain("Kernel panic");

@@ -43,6 +43,9 @@ interface Limit {
   readonly field?: string;
 }
 
+/** cgroup-v2.rst: of a group whose weight nobody has said, and the most that one can have. */
+const [CPU_WEIGHT, CPU_WEIGHT_MAX] = [100, 10_000];
+
 const MiB = 1024 * 1024;
 
 /** What the configuration asks for, and the defaults where it is silent. `processes`: of all containers together. */
@@ -172,6 +175,8 @@ export const cgroups: Module = {
         )
           throw new Error(`${field}: the kernel did not take ${value} bytes for ${file}`);
       }
+      // Until its init runs: there is nothing of the container's in it yet, only what cmld has to do there.
+      if (s.host.controllers.has("cpu")) writeFileSync(join(group, "cpu.weight"), String(CPU_WEIGHT_MAX));
       delegate(group);
       const child = childGroupOf(s);
       make(child);
@@ -185,7 +190,12 @@ export const cgroups: Module = {
     if (missing.size > 0)
       s.host.warnOnce(`no ${[...missing].join(", ")} controller in cgroup2: default limits are off`);
   },
-  started: tellKills,
+  started(s) {
+    // Also by a cmld that takes over: an earlier one may have come to its end just here.
+    if (s.host.controllers.has("cpu"))
+      writeFileSync(join(groupOf(s), "cpu.weight"), String(s.config.cpu_weight || CPU_WEIGHT));
+    tellKills(s);
+  },
   // Here, not at clone3: a namespace made there would be rooted in the parent's group.
   child: () => [unshare(CLONE_NEWCGROUP)],
 };

@@ -26,6 +26,7 @@ import {
   ipLink,
   type Link,
   linkExists,
+  linkNames,
   linkOf,
   links,
   macOfIndex,
@@ -202,8 +203,9 @@ function checkName(name: string): string {
 
 /** One whose links nobody has: another cmld may share our network namespace. */
 function freeSubnet(): number {
+  const names = linkNames();
   const taken = (i: number): boolean =>
-    subnets.has(i) || linkExists(outerIndex({ subnet: i })) || linkExists(`r_${i}`) || linkExists(`c_${i}`);
+    subnets.has(i) || linkExists(outerIndex({ subnet: i })) || names.has(`r_${i}`) || names.has(`c_${i}`);
   for (let i = 0; i < SUBNETS; i++) if (!taken(i)) return i;
   throw new Error(`all ${SUBNETS} subnets are in use`);
 }
