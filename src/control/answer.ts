@@ -65,9 +65,19 @@ export class Call {
     if (this.manner === "json") await out(json(m));
     else if (this.manner === "text") await out(text(m));
     else if (ok) await out(person(await colours()));
-    if (!ok) this.note(reason(m));
-    else if (m.error_text !== undefined) this.note(m.error_text); // done, but for a part of it
-    return ok ? 0 : 1;
+    if (!ok) return this.#no(m);
+    if (m.error_text !== undefined) this.note(m.error_text); // done, but for a part of it
+    return 0;
+  }
+
+  /** The refusal of a request whose answers are not printed as they come. */
+  async refused(m: DaemonToController): Promise<number> {
+    if (this.manner === "json") await out(json(m));
+    return this.#no(m);
+  }
+  #no(m: DaemonToController): number {
+    this.note(reason(m));
+    return 1;
   }
 }
 

@@ -3,7 +3,7 @@ import { AuditRecord, ControllerToDaemon } from "../../proto/gen/proto.js";
 import { harmless } from "../lib/harmless.ts";
 import { print as asText } from "../lib/text.ts";
 import { out } from "../sys/output.ts";
-import { type Call, find, isOk, reason } from "./answer.ts";
+import { type Call, find, isOk } from "./answer.ts";
 import { wanted } from "./logs.ts";
 import { type Colours, colours } from "./print.ts";
 
@@ -46,8 +46,6 @@ export async function audit(call: Call): Promise<number> {
     const m = await connection.next();
     for (const r of m.audit_records) await out(shown(r));
     if (m.audit_records.length > 0) continue;
-    if (isOk(m)) return 0;
-    call.note(reason(m));
-    return 1;
+    return isOk(m) ? 0 : call.refused(m);
   }
 }

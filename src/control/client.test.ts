@@ -425,6 +425,16 @@ test("audit: records as the file has them, or one a line", async () => {
   expect(lines.map((l) => JSON.parse(l).timestamp)).toEqual([1795227197, 2]);
 });
 
+test("--json: a refusal is a line as well, of requests whose answers are not printed as they come", async () => {
+  const refused = { code: Code.RESPONSE, response: Response.CMD_FAILED, error_text: "not now" };
+  using daemon = daemonWith((_m, answer) => answer(refused));
+  for (const words of [["audit"], ["events"], ["logs"], ["pull_csr", "/no/such/file"]]) {
+    const { stdout, stderr, exit } = await control(daemon, [...words, "--json"]);
+    expect([words[0], JSON.parse(stdout).error_text, exit]).toEqual([words[0], "not now", 1]);
+    expect(stderr).toContain("not now");
+  }
+});
+
 test("wrong usage: the usage on stdout, the reason on stderr, 255, and nobody is asked", async () => {
   using daemon = daemonWith(() => {});
   for (const [args, reason] of [

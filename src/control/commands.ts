@@ -22,7 +22,7 @@ import { type Call, type Container, find, isOk, reason, stateWord } from "./answ
 import { type Argument, type Option, type Shape, Usage } from "./arguments.ts";
 import type { Connection } from "./client.ts";
 import type { Waiter } from "./logs.ts";
-import { type Colours, duration, isTerminal, named, size, table } from "./print.ts";
+import { type Colours, duration, isTerminal, json, named, size, table } from "./print.ts";
 import { ProgressLine } from "./progress.ts";
 
 const { Command } = ControllerToDaemon;
@@ -510,6 +510,7 @@ async function pushGuestos(call: Call): Promise<number> {
 async function pullCsr(call: Call): Promise<number> {
   using connection = await call.connect();
   const m = await connection.ask({ command: Command.PULL_DEVICE_CSR });
+  if (call.manner === "json") await out(json(m));
   if (!isOk(m) || !m.device_csr)
     throw new Error(`DEVICE_CSR_ERROR: ${m.error_text ?? "the device has none"}`);
   writeFileSync(call.given.word("output"), m.device_csr);

@@ -104,10 +104,7 @@ export async function events(call: Call): Promise<number> {
   const c = await colours();
   for (;;) {
     const m = await connection.next();
-    if (!isOk(m)) {
-      call.note(reason(m));
-      return 1;
-    }
+    if (!isOk(m)) return call.refused(m);
     const e = m.event;
     if (!e) continue; // the answer that says that we listen now
     if (call.manner !== "person") await out(call.manner === "json" ? json(m) : text(m));
@@ -135,10 +132,6 @@ const POWERED_OFF = 2;
 const UP: ReadonlySet<ContainerState> = new Set([ContainerState.RUNNING, ContainerState.SETUP]);
 const DOWN: ReadonlySet<ContainerState> = new Set([ContainerState.STOPPED, ContainerState.ZOMBIE]);
 
-/**
- * Listens before the start, so that nothing is missed: call `up()` after it was accepted. Rejects with the reason if
- * the container went down instead.
- */
 export interface Waiter extends Disposable {
   /** Resolves when it runs; rejects with why it does not. */
   up(): Promise<void>;
@@ -146,6 +139,7 @@ export interface Waiter extends Disposable {
   down(): Promise<void>;
 }
 
+/** Listens from now on, so that nothing is missed of what is asked for next. */
 export async function waiter(call: Call, uuid: string): Promise<Waiter> {
   const connection = await call.connect();
   const m = await connection.ask({ command: Command.EVENTS, container_uuids: [uuid] });
