@@ -22,6 +22,12 @@ export class Chance {
   }
 }
 
+/** Milliseconds of processor time since `began`, a process.cpuUsage(): whoever else uses the machine does not count. */
+export function spent(began: NodeJS.CpuUsage): number {
+  const { user, system } = process.cpuUsage(began);
+  return (user + system) / 1000;
+}
+
 /** A few random wounds: bits, cuts, repetitions, pieces of other inputs and words that mean something. */
 export function broken(chance: Chance, seeds: readonly Buffer[], words: readonly Buffer[]): Buffer {
   let bytes = Buffer.from(chance.of(seeds));
