@@ -26,6 +26,8 @@ export const counts = {
   tampered: choose(100, 1_000),
   /** Disks rebuilt from one log of writes. */
   powerCutPoints: choose(20, 200),
+  /** The same for each thing that is done, where the log has several. */
+  powerCutPointsEach: choose(6, 200),
   /** The machine itself loses its power while a volume is made. */
   realPowerCuts: choose(1, 4),
 } as const;

@@ -218,16 +218,16 @@ export function chance(seed: number): (below: number) => number {
   };
 }
 
-/** `count` moments, in order, after the first `from` writes: half at flushes, half between two, where some of the
- * later writes are there and some earlier ones are not. The last is the end. */
-export function cuts(log: WriteLog, count: number, seed: number, from = 0): Cut[] {
+/** `count` moments, in order, after the first `from` writes and until the first `to`: half at flushes, half between two, where
+ * some of the later writes are there and some earlier ones are not. The last is the end. */
+export function cuts(log: WriteLog, count: number, seed: number, from = 0, to = log.length): Cut[] {
   const random = chance(seed);
-  const flushes = [from, ...log.flushes().filter((n) => n > from)];
-  const all: Cut[] = [{ prefix: log.length, beyond: [] }];
+  const flushes = [from, ...log.flushes().filter((n) => n > from && n < to)];
+  const all: Cut[] = [{ prefix: to, beyond: [] }];
   while (all.length < count) {
     const i = random(flushes.length);
     const prefix = flushes[i]!;
-    const end = flushes[i + 1] ?? log.length;
+    const end = flushes[i + 1] ?? to;
     const later = Array.from({ length: end - prefix }, (_, n) => prefix + n);
     all.push({ prefix, beyond: all.length % 2 === 0 ? [] : later.filter(() => random(2) === 0) });
   }

@@ -123,7 +123,15 @@ test(
       expect(Buffer.from(macOf(token, UUID, wrapped)).toString("base64")).toBe(started.mac!);
     }
 
-    const moments = cuts(log, counts.powerCutPoints, SEED, answered[0]!.writes);
+    const written = (what: string) => answered.find((a) => a.what === what)!.writes;
+    const moments = [
+      ["nothing", "one"], // the first change of the PIN
+      ["one", "start"], // the first start, which makes the key
+      ["start", "four"], // other changes of the PIN, and a wrong one
+      ["four", "wipe"],
+    ].flatMap(([from, to], i) =>
+      cuts(log, counts.powerCutPointsEach, SEED + i, written(from!), written(to!)),
+    );
     const found = new Map<string, number>();
     await replayed(
       image,
@@ -163,5 +171,5 @@ test(
         [...found].map(([what, n]) => `${what} ${n}`).join(", "),
     );
   },
-  300_000 + counts.powerCutPoints * 2_000,
+  300_000 + counts.powerCutPointsEach * 8_000,
 );

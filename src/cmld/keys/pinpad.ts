@@ -121,7 +121,8 @@ export async function typedPin(
   }
 }
 
-async function listen(fd: Fd, path: string, gone: AbortSignal, patienceMs: number): Promise<Secret> {
+/** What is typed at `fd`, which gives input events. */
+export async function listen(fd: Fd, path: string, gone: AbortSignal, patienceMs: number): Promise<Secret> {
   using typed = new Typed();
   using end = new DisposableStack();
   const events = mem(64 * EVENT);
