@@ -3,6 +3,7 @@
 // whole one would name thousands of modules that are not here; so ours is made from the modules' own .modinfo.
 import { readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
+import { isWide } from "../src/init/modules.ts";
 
 /** What stage0 loads, before there is a runtime image. */
 export const FIRST = ["loop", "squashfs"];
@@ -164,9 +165,19 @@ export function modulesDep(modules: readonly Module[]): string {
     .join("");
 }
 
-/** "alias PATTERN module", as depmod(8) writes it. */
-export const modulesAlias = (modules: readonly Module[]): string =>
-  modules
-    .flatMap((m) => m.aliases.filter((a) => a.includes(":")).map((a) => `alias ${a} ${m.name}\n`))
-    .toSorted()
-    .join("");
+/** "alias PATTERN module", as depmod(8) writes it; those that begin with a wildcard first, then an empty line, then the rest:
+ * src/init/modules.ts searches the latter by how they begin. */
+export function modulesAlias(modules: readonly Module[]): string {
+  const all = modules.flatMap((m) =>
+    m.aliases
+      .filter((a) => a.includes(":"))
+      .map((a) => ({ wide: isWide(a), line: `alias ${a} ${m.name}\n` })),
+  );
+  const part = (wide: boolean) =>
+    all
+      .filter((a) => a.wide === wide)
+      .map((a) => a.line)
+      .toSorted()
+      .join("");
+  return `${part(true)}\n${part(false)}`;
+}

@@ -47,8 +47,11 @@ function ordered(): Node[] {
 // --- proto.js --------------------------------------------------------------------
 
 function table(n: Node): string {
-  if (n instanceof protobuf.Enum)
-    return `const ${variable(n)} = enumeration("${path(n)}", ${JSON.stringify(n.values)});`;
+  if (n instanceof protobuf.Enum) {
+    const words = Object.entries(n.values).map(([word, value]) => [value, word]);
+    const both = { ...Object.fromEntries(words), ...n.values };
+    return `const ${variable(n)} = enumeration("${path(n)}", ${JSON.stringify(both)});`;
+  }
   const rows = n.fieldsArray.map((f) => {
     const type = f.resolvedType ? variable(f.resolvedType) : JSON.stringify(f.type);
     if (!f.resolvedType && !TYPES[f.type]) throw new Error(`${path(f)}: type ${f.type} is not known here`);

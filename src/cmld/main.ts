@@ -5,17 +5,16 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync } from "node:
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
+import { ownGate, passed } from "../run/gate.ts";
 import { kernelAudit } from "../sys/audit.ts";
-import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat, read, SOCK_SEQPACKET } from "../sys/calls.ts";
+import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat, SOCK_SEQPACKET } from "../sys/calls.ts";
 import { where } from "../sys/cgroup.ts";
 import { chain, EAGAIN } from "../sys/error.ts";
 import { Fd } from "../sys/fd.ts";
 import { Journal, type Log } from "../sys/journal.ts";
 import { landlockAbi } from "../sys/landlock.ts";
 import { bindAt, listens } from "../sys/listen.ts";
-import { mem } from "../sys/mem.ts";
 import { attempt, now } from "../sys/now.ts";
-import { readable } from "../sys/poll.ts";
 import { undumpable } from "../sys/process.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Auditor, limitOf } from "./audit/audit.ts";
@@ -36,7 +35,7 @@ import { modules } from "./modules.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./network/router.ts";
 import { withoutEffectHere } from "./pending.ts";
 import { Views } from "./procviews.ts";
-import { prepareScd, ScdClient } from "./scd.ts";
+import { type ScdAhead, ScdClient, startAhead } from "./scd.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
 import { openStore } from "./store.ts";
 
@@ -181,15 +180,13 @@ function listenToKernel(audit: Auditor, device: DeviceConfig, log: Log): Disposa
 
 const network: Network = { interfaces, assign, unassign, vnets };
 
-/** init starts us before the machine is ready, so that we are loaded by then: wait for its word. */
-async function gate(): Promise<void> {
-  const { CML_GATE } = process.env;
-  if (CML_GATE === undefined) return;
-  delete process.env.CML_GATE; // programs that we start do not get it
-  using waited = new Fd(Number(CML_GATE));
-  await prepareScd().catch(() => {}); // its start tries again, and says why not
-  await readable(waited);
-  if (now(read(waited.n, mem(1))) === 0) throw new Error("init ended before the machine was ready");
+/** init starts us before the machine is ready, so that we are loaded by then, and scd as well: wait for its word. */
+async function ready(at: Places): Promise<ScdAhead | undefined> {
+  using gate = ownGate();
+  if (!gate) return undefined;
+  const scd = await startAhead(at.base, scdSocket(at)).catch(() => undefined); // its start tries again, and says why not
+  await passed(gate);
+  return scd;
 }
 
 export async function main(args: string[]): Promise<number> {
@@ -213,19 +210,21 @@ export async function main(args: string[]): Promise<number> {
   }
   ownLimits();
   undumpable();
-  await gate();
   const { debug, help: _, base = positionals[0], ...given } = values;
   if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
   if (process.getuid?.() !== 0) throw new Error("only root can make containers");
+  const at = places({ ...given, ...(base !== undefined && { base }) }); // a device has no other places, whatever is on its disk
   try {
-    return await run(places({ ...given, ...(base !== undefined && { base }) }), debug ?? false);
+    return await run(at, debug ?? false, await ready(at));
   } catch (e) {
     console.error(`cmld: ${chain(e)}`);
     process.exit(1); // watched descriptors would keep it
   }
 }
 
-async function run(at: Places, debug: boolean): Promise<number> {
+const scdSocket = (at: Places): string => join(dirname(at.socket), "cml-scd_control");
+
+async function run(at: Places, debug: boolean, scdAhead: ScdAhead | undefined): Promise<number> {
   process.umask(0o022);
   const environment = { ...process.env };
   const above = supervisor(); // what it takes out of our environment, programs that we start do not get
@@ -236,15 +235,17 @@ async function run(at: Places, debug: boolean): Promise<number> {
   process.on("uncaughtException", (e) => log.error(`unexpected: ${chain(e)}: ${e.stack ?? ""}`));
   process.on("unhandledRejection", (e) => log.error(`unexpected: ${chain(e)}`));
 
-  const scdSocket = join(dirname(at.socket), "cml-scd_control");
-  await freed(() => listens(scdSocket, SOCK_SEQPACKET));
-  const scd = new ScdClient({
-    base: at.base,
-    socket: scdSocket,
-    passphrase: () => devicePassphrase(join(at.base, "keys")),
-    ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
-    log: (line) => log.info(line),
-  });
+  if (!scdAhead) await freed(() => listens(scdSocket(at), SOCK_SEQPACKET));
+  const scd = new ScdClient(
+    {
+      base: at.base,
+      socket: scdSocket(at),
+      passphrase: () => devicePassphrase(join(at.base, "keys")),
+      ...(device.pkcs11_module !== "" && { pkcs11: device.pkcs11_module }),
+      log: (line) => log.info(line),
+    },
+    scdAhead,
+  );
   scd.begin(); // it takes longest, and every guest waits for its word
 
   for (const line of withoutEffectHere(device)) log.warn(`${at.config}: ${line}`);

@@ -5,17 +5,17 @@ import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { Room } from "../lib/turns.ts";
-import { confined, prepare } from "../run/confined.ts";
-import { type Ended, reap } from "../run/launch.ts";
+import { type Confinement, confined, furnish } from "../run/confined.ts";
+import { type Child, collected, type Ended, reap } from "../run/launch.ts";
 import { own, RUNTIME } from "../run/self.ts";
-import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
+import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, signal, socket } from "../sys/calls.ts";
 import { chain, ECONNRESET, isErrno } from "../sys/error.ts";
 import { Fd, pipe } from "../sys/fd.ts";
 import { bindAt } from "../sys/listen.ts";
 import { now } from "../sys/now.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
 import { ended } from "../sys/poll.ts";
-import { kill, SIGTERM } from "../sys/process.ts";
+import { kill, SIGKILL, SIGTERM } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
 
 const Ask = DaemonToToken.Code;
@@ -88,12 +88,91 @@ export interface Places {
 /** Where the daemon listens that smart cards are reached through (pcscd(8)). */
 const PCSCD = "/run/pcscd";
 
-/** Before there is a data folder: what its first start would have to wait for. */
-export const prepareScd = (): Promise<void> => prepare(ID);
+/** scd, or what becomes it, and what it says. */
+interface Started {
+  readonly child: Child;
+  readonly output: Fd;
+}
+
+/** An scd that waits for its folders. */
+export interface ScdAhead extends Started {
+  readonly listening: Fd;
+  readonly gate: Fd;
+}
+
+/** Where one that is started ahead has its tokens: apart from what it may only read (Ahead in src/run/confined.ts). */
+const KEYS = "/keys";
+const folders = (base: string, tokens = join(base, "tokens")) => ({
+  tokens,
+  readable: ["operatingsystems", "containers"].map((name) => join(base, name)),
+});
+
+const listen = (socket: string): Fd => {
+  mkdirSync(dirname(socket), { recursive: true, mode: 0o755 });
+  return bindAt(socket, 0o700, BACKLOG, SOCK_SEQPACKET);
+};
+
+/** Start it before there is a data folder: in the same room, where it loads and sees nothing of the disk yet. */
+export async function startAhead(base: string, socket: string): Promise<ScdAhead> {
+  const { tokens, readable } = folders(base, join(KEYS, "tokens"));
+  const listening = listen(socket);
+  const gate = pipe();
+  using theirs = gate.read;
+  try {
+    const started = await start(listening, {
+      argv: own("scd", base, "--tokens", tokens),
+      writable: [KEYS],
+      readable: [base],
+      ahead: { gate: theirs, points: [tokens, ...readable] },
+    });
+    return { ...started, listening, gate: gate.write };
+  } catch (e) {
+    listening.close();
+    gate.write.close();
+    throw e;
+  }
+}
+
+/** Its folders are there: it may begin. */
+async function letIn({ child, gate }: ScdAhead, base: string): Promise<void> {
+  const { tokens, readable } = folders(base);
+  await furnish(child, ID, [
+    { from: tokens, point: join(KEYS, "tokens"), to: "written" },
+    ...readable.map((from) => ({ from, point: from, to: "read" as const })),
+  ]);
+  now(signal(gate.n));
+}
+
+async function gone({ pidfd }: Child): Promise<void> {
+  kill(pidfd, SIGKILL);
+  await collected(pidfd);
+  pidfd.close();
+}
+
+async function start(
+  listening: Fd,
+  its: Pick<Confinement, "argv" | "writable" | "readable" | "ahead">,
+): Promise<Started> {
+  const { read: output, write } = pipe();
+  using theirs = write;
+  try {
+    const more = { id: ID, env: ENVIRONMENT, listening, output: theirs.n, mortal: true };
+    const child = await confined({ ...more, ...its });
+    await child.started().catch(async (e) => {
+      await gone(child);
+      throw e;
+    });
+    return { child, output };
+  } catch (e) {
+    output.close();
+    throw e;
+  }
+}
 
 export class ScdClient implements Scd, Disposable {
   readonly #at: Places;
   readonly #listening: Fd;
+  #ahead: ScdAhead | undefined;
   #process: Fd | undefined;
   #starting: Promise<void> | undefined;
   #last = Number.NEGATIVE_INFINITY;
@@ -103,10 +182,11 @@ export class ScdClient implements Scd, Disposable {
   readonly #room = new Room(AT_ONCE);
   readonly #long = new Room(LONG_AT_ONCE);
 
-  constructor(at: Places) {
+  /** `ahead`: one that waits for the data folder, which is there now. */
+  constructor(at: Places, ahead?: ScdAhead) {
     this.#at = at;
-    mkdirSync(dirname(at.socket), { recursive: true, mode: 0o755 });
-    this.#listening = bindAt(at.socket, 0o700, BACKLOG, SOCK_SEQPACKET);
+    this.#ahead = ahead;
+    this.#listening = ahead?.listening ?? listen(at.socket);
   }
 
   /** Start it now, because it will be asked soon. */
@@ -193,33 +273,43 @@ export class ScdClient implements Scd, Disposable {
     const soon = this.#last + PAUSE_MS - performance.now();
     if (soon > 0) await new Promise((resolve) => setTimeout(resolve, soon));
     this.#last = performance.now();
-    const [tokens, ...readable] = ["tokens", "operatingsystems", "containers"].map((name) =>
-      join(base, name),
-    );
-    for (const folder of [tokens!, ...readable]) await mkdir(folder, { recursive: true, mode: 0o700 });
-    const out = pipe();
+    const { tokens, readable } = folders(base);
+    for (const folder of [tokens, ...readable]) await mkdir(folder, { recursive: true, mode: 0o700 });
     try {
-      const child = await confined({
-        id: ID,
-        argv: own("scd", base, ...(pkcs11 === undefined ? [] : ["--pkcs11", pkcs11])),
-        env: ENVIRONMENT,
-        writable: [tokens!],
-        readable: existsSync(PCSCD) ? [...readable, PCSCD] : readable,
-        listening: this.#listening,
-        output: out.write.n,
-        mortal: true,
-      });
+      const { child, output } =
+        (await this.#waiting()) ??
+        (await start(this.#listening, {
+          argv: own("scd", base, ...(pkcs11 === undefined ? [] : ["--pkcs11", pkcs11])),
+          writable: [tokens],
+          readable: existsSync(PCSCD) ? [...readable, PCSCD] : readable,
+        }));
       this.#process = child.pidfd;
       void ended(child.pidfd).then(() => this.#ended(child.pidfd));
-      void lines(out.read, (line) => log(`scd: ${line}`));
-      await child.started();
+      void lines(output, (line) => log(`scd: ${line}`));
       void this.#passphrase();
     } catch (cause) {
-      out.read.close();
       throw new Error("start scd", { cause });
-    } finally {
-      out.write.close();
     }
+  }
+
+  /** The one that was started ahead, once. It knows of no PKCS #11 module and of no smart cards that the configuration names. */
+  async #waiting(): Promise<Started | undefined> {
+    const { base, log, pkcs11 } = this.#at;
+    const ahead = this.#ahead;
+    this.#ahead = undefined;
+    if (!ahead) return undefined;
+    using _ = ahead.gate;
+    try {
+      if (pkcs11 === undefined && !existsSync(PCSCD)) {
+        await letIn(ahead, base);
+        return ahead;
+      }
+    } catch (e) {
+      log(`scd: ${chain(e)}: another one is started`);
+    }
+    void lines(ahead.output, (line) => log(`scd: ${line}`));
+    await gone(ahead.child);
+    return undefined;
   }
 
   /** The first thing that it is told. Without it scd does everything but look at the device's key. */

@@ -9,7 +9,11 @@ kernel/virtio_ring.ko: kernel/virtio.ko
 kernel/virtio_blk.ko: kernel/virtio.ko kernel/virtio_ring.ko
 kernel/e1000.ko:
 `,
-  `alias pci:v00008086d0000100Esv*sd*bc*sc*i* e1000
+  `alias acpi*:PNP0C0C:* button
+alias pci:v*d*sv*sd*bc0Csc03i30* xhci_pci
+
+alias pci:v00008086d0000100Esv*sd*bc*sc*i* e1000
+alias pci:v00008086d0000100Fsv*sd*bc*sc*i* other
 alias virtio:d00000002v* virtio_blk
 `,
 );
@@ -42,7 +46,9 @@ test("present() notes what is loaded, not what is being loaded", () => {
 test("drivers() finds who drives a device", () => {
   expect(modules.drivers("pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00")).toEqual(["e1000"]);
   expect(modules.drivers("virtio:d00000002v00001AF4")).toEqual(["virtio_blk"]);
-  expect(modules.drivers("acpi:PNP0C0C:")).toEqual([]);
+  expect(modules.drivers("acpi:PNP0C0C:")).toEqual(["button"]);
+  expect(modules.drivers("pci:v00001B36d0000000Dsv00001AF4sd00001100bc0Csc03i30")).toEqual(["xhci_pci"]);
+  expect(modules.drivers("usb:v0525")).toEqual([]);
   expect(modules.drivers("")).toEqual([]);
 });
 
@@ -53,4 +59,9 @@ test("matches() takes the patterns of aliases", () => {
   expect(matches("a.c", "abc")).toBe(false);
   expect(matches("a?c", "abc")).toBe(true);
   expect(matches("dmi:*(x)*", "dmi:1(x)2")).toBe(true);
+  expect(matches("a*b", "ab")).toBe(true);
+  expect(matches("ab*b", "ab")).toBe(false); // not the same letter twice
+  expect(matches("a*c*e", "abcde")).toBe(true);
+  expect(matches("a*c*e", "abde")).toBe(false);
+  expect(matches("abc", "abcd")).toBe(false);
 });

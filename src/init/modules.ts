@@ -1,6 +1,6 @@
 // Kernel modules without kmod: modules.dep says what a module needs, modules.alias which devices it drives. A child
 // of the shim loads them one after another while PID 1 does other things; no JavaScript runs there.
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { basename, join } from "node:path";
 import { launch } from "../run/launch.ts";
@@ -15,10 +15,20 @@ const PRIO_PROCESS = 0; // linux/resource.h
 const PATIENT = 10;
 
 const ALIAS = "alias ";
-/** Characters of an alias that name the bus and the vendor: "pci:v00008086". */
-const KEY = 13;
+/** Characters of an alias that name bus, vendor and device: "pci:v00008086d0000100E", "usb:v0421p0019". */
+const KEY: Readonly<Record<string, number>> = { pci: 22, usb: 14 };
+const KEY_ELSEWHERE = 13; // "virtio:d00000"
 const WILD = /[*?[]/;
-const busOf = (alias: string): string => alias.slice(0, alias.indexOf(":"));
+/** "acpi*:" is acpi's as well. */
+const busOf = (alias: string): string => {
+  const bus = alias.slice(0, alias.indexOf(":"));
+  return bus.endsWith("*") ? bus.slice(0, -1) : bus;
+};
+
+const keyOf = (alias: string): string => alias.slice(0, KEY[busOf(alias)] ?? KEY_ELSEWHERE);
+
+/** Whether a pattern has a wildcard among those. */
+export const isWide = (pattern: string): boolean => WILD.test(keyOf(pattern));
 
 const canonical = (name: string): string => name.replaceAll("-", "_");
 
@@ -32,29 +42,28 @@ export const load = (path: string): Op[] => [
 
 export class Modules {
   readonly #directory: string;
-  /** By name: its path and the paths it needs. */
-  readonly #needs = new Map<string, { path: string; needs: string[] }>();
-  /** Patterns of modules.alias by how they begin: KEY characters ("pci:v00008086"), or the bus alone where a wildcard
-   * comes earlier. There are thousands, and a boot waits for the few that fit. */
-  readonly #aliases = new Map<string, string[]>();
+  /** Lines of modules.dep, a path and the paths it needs, by name. */
+  readonly #needs = new Map<string, string>();
+  /** Wide patterns of modules.alias, with their modules, by bus. */
+  readonly #wide = new Map<string, [pattern: string, module: string][]>();
+  /** The lines with the others: thousands, which are searched and not read, since a boot waits for the few that fit. */
+  readonly #aliases: string;
   readonly #loaded = new Set<string>();
 
   constructor(directory: string, dep: string, alias: string) {
     this.#directory = directory;
     for (const line of dep.split("\n")) {
-      const [path, rest] = line.split(":");
-      if (!path || rest === undefined) continue;
-      const needs = rest.split(" ").filter((p) => p !== "");
-      this.#needs.set(canonical(basename(path, ".ko")), { path, needs });
+      const end = line.indexOf(".ko:");
+      if (end >= 0) this.#needs.set(canonical(line.slice(line.lastIndexOf("/", end) + 1, end)), line);
     }
-    for (const line of alias.split("\n")) {
-      const end = line.indexOf(" ", ALIAS.length);
-      if (end < 0 || !line.startsWith(ALIAS)) continue;
-      const begins = line.slice(ALIAS.length, Math.min(end, ALIAS.length + KEY));
-      const key = WILD.test(begins) ? busOf(begins) : begins;
-      const list = this.#aliases.get(key);
-      if (list) list.push(line);
-      else this.#aliases.set(key, [line]);
+    // initramfs/modules.ts writes the wide ones first, and an empty line after them.
+    const [wide, others = ""] = alias.split("\n\n");
+    this.#aliases = `\n${others}`;
+    for (const line of wide!.split("\n")) {
+      const [, pattern, module] = line.split(" ");
+      if (pattern === undefined || module === undefined) continue;
+      const bus = busOf(pattern);
+      this.#wide.set(bus, [...(this.#wide.get(bus) ?? []), [pattern, module]]);
     }
   }
 
@@ -66,11 +75,13 @@ export class Modules {
   /** Names of the modules that say they drive a device with this MODALIAS. */
   drivers(modalias: string): string[] {
     const found = new Set<string>();
-    for (const key of new Set([modalias.slice(0, KEY), busOf(modalias)]))
-      for (const line of this.#aliases.get(key) ?? []) {
-        const [, pattern, module] = line.split(" ");
-        if (matches(pattern!, modalias)) found.add(module!);
-      }
+    for (const [pattern, module] of this.#wide.get(busOf(modalias)) ?? [])
+      if (matches(pattern, modalias)) found.add(module);
+    const begins = `\n${ALIAS}${keyOf(modalias)}`;
+    for (let at = this.#aliases.indexOf(begins); at >= 0; at = this.#aliases.indexOf(begins, at + 1)) {
+      const [, pattern, module] = this.#aliases.slice(at + 1, this.#aliases.indexOf("\n", at + 1)).split(" ");
+      if (matches(pattern!, modalias)) found.add(module!);
+    }
     return [...found];
   }
 
@@ -79,23 +90,25 @@ export class Modules {
     const out: string[] = [];
     const seen = new Set<string>();
     const visit = (name: string): void => {
-      const m = this.#needs.get(name);
-      if (!m || seen.has(name)) return; // not here: built in, or not our device
+      const line = this.#needs.get(name);
+      if (line === undefined || seen.has(name)) return; // not here: built in, or not our device
       seen.add(name);
-      for (const path of m.needs) visit(canonical(basename(path, ".ko")));
-      const file = join(this.#directory, m.path);
+      for (const path of line.split(" ").slice(1)) if (path !== "") visit(canonical(basename(path, ".ko")));
+      const file = this.#file(line);
       if (!this.#loaded.has(file)) out.push(file);
     };
     for (const name of names) visit(canonical(name));
     return out;
   }
 
+  #file = (line: string): string => join(this.#directory, line.slice(0, line.indexOf(":")));
+
   /** Note what the kernel has already, as /proc/modules says: stage0 has sent for some. */
   present(text: string): void {
     for (const line of text.split("\n")) {
       const [name, , , , state] = line.split(" ");
-      const m = name && this.#needs.get(name);
-      if (m && state === "Live") this.#loaded.add(join(this.#directory, m.path));
+      const ours = name && this.#needs.get(name);
+      if (ours && state === "Live") this.#loaded.add(this.#file(ours));
     }
   }
 
@@ -180,9 +193,23 @@ function literal(pattern: string): string {
   return at < 0 ? pattern : pattern.slice(0, at);
 }
 
+/** Text that is these pieces, with anything between two of them. */
+function matchesStars(pieces: readonly string[], text: string): boolean {
+  const last = pieces.at(-1)!;
+  if (pieces.length === 1) return text === last;
+  let at = pieces[0]!.length; // which it begins with
+  for (const piece of pieces.slice(1, -1)) {
+    const found = text.indexOf(piece, at);
+    if (found < 0) return false;
+    at = found + piece.length;
+  }
+  return text.length - last.length >= at && text.endsWith(last);
+}
+
 /** fnmatch(3) with "*", "?" and "[…]", which is what aliases are made of. */
 export function matches(pattern: string, text: string): boolean {
   if (!text.startsWith(literal(pattern))) return false; // nearly all of them end here
+  if (!/[?[]/.test(pattern)) return matchesStars(pattern.split("*"), text); // and nearly all others
   const source = pattern.replace(/\[[^\]]*\]|[\s\S]/g, (c) =>
     c === "*" ? ".*" : c === "?" ? "." : c.length > 1 ? c : c.replace(/[\\^$.|+(){}]/, "\\$&"),
   );
@@ -200,10 +227,12 @@ export function devicesPresent(buses = "/sys/bus"): string[] {
   const found = new Set<string>();
   for (const bus of readdirSync(buses)) {
     for (const device of readdirSync(join(buses, bus, "devices"))) {
+      const path = join(buses, bus, "devices", device, "modalias");
+      if (!existsSync(path)) continue; // most have none
       try {
-        found.add(readFileSync(join(buses, bus, "devices", device, "modalias"), "utf8").trim());
+        found.add(readFileSync(path, "utf8").trim());
       } catch {
-        // a device without one, or gone meanwhile
+        // gone meanwhile
       }
     }
   }

@@ -390,13 +390,24 @@ export interface MessageClass {
   plain(message: object): Record<string, unknown>;
 }
 
-const enums = new WeakMap<EnumTable, EnumType>();
+/** Made from a table when a message is first read or written in which it is: every program loads all tables and uses few. */
+const enums = new WeakMap<EnumTable, () => EnumType>();
 
-/** An object with both directions, as TypeScript's own enums have. */
-export function enumeration(name: string, values: Record<string, number>): EnumTable {
-  const table: Record<string, number | string> = { ...values };
-  for (const [word, n] of Object.entries(values)) table[n] = word;
-  enums.set(table, new EnumType(name, values));
+const once = <T>(make: () => T): (() => T) => {
+  let made: T | undefined;
+  return () => {
+    made ??= make();
+    return made;
+  };
+};
+
+/** `table`: an object with both directions, as TypeScript's own enums have. */
+export function enumeration(name: string, table: EnumTable): EnumTable {
+  const values = () => Object.entries(table).filter((e): e is [string, number] => typeof e[1] === "number");
+  enums.set(
+    table,
+    once(() => new EnumType(name, Object.fromEntries(values()))),
+  );
   return table;
 }
 
@@ -405,25 +416,26 @@ export function message(
   rows: readonly Row[],
   nested: Record<string, EnumTable | MessageClass> = {},
 ): MessageClass {
-  const schema = new Schema(
+  const typeOf = (t: Row[3]): Field["type"] =>
+    typeof t === "string" ? t : isClass(t) ? t.schema : enums.get(t)!();
+  const field = ([id, name, label, type, fallback]: Row): Field => ({
+    id,
     name,
-    rows.map(([id, field, label, type, fallback]) => ({
-      id,
-      name: field,
-      label,
-      type: typeof type === "string" ? type : isClass(type) ? type.schema : enums.get(type)!,
-      fallback,
-    })),
-  );
+    label,
+    type: typeOf(type),
+    fallback,
+  });
+  const schema = once(() => new Schema(name, rows.map(field)));
   return {
     ...nested,
-    schema,
-    create: (fields = {}) => Object.assign(schema.create(), fields),
-    encode: (m) => encode(schema, m),
-    decode: (b) => decode(schema, b),
-    plain: (m) => plain(schema, m),
+    get schema() {
+      return schema();
+    },
+    create: (fields = {}) => Object.assign(schema().create(), fields),
+    encode: (m) => encode(schema(), m),
+    decode: (b) => decode(schema(), b),
+    plain: (m) => plain(schema(), m),
   };
 }
 
-const isClass = (t: EnumTable | MessageClass): t is MessageClass =>
-  (t as MessageClass).schema instanceof Schema;
+const isClass = (t: EnumTable | MessageClass): t is MessageClass => !enums.has(t as EnumTable);

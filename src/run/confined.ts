@@ -16,7 +16,7 @@ import { NR } from "../sys/numbers.ts";
 import { type Call, type Op, Reg } from "../sys/op.ts";
 import { SIGKILL } from "../sys/process.ts";
 import { idsFrom } from "./ids.ts";
-import { type Child, launch } from "./launch.ts";
+import { type Child, elsewhere, launch } from "./launch.ts";
 import { ownFiles } from "./self.ts";
 
 export interface Confinement {
@@ -39,6 +39,16 @@ export interface Confinement {
   readonly files?: readonly (readonly [path: string, text: string])[];
   /** Whether it ends with whoever started it. */
   readonly mortal: boolean;
+  /** It is started before its folders are there. */
+  readonly ahead?: Ahead;
+}
+
+/** For a daemon that loads before its folders are there. `writable` and `readable` are then folders that are made in the
+ * room, with nothing in them but `points`, where furnish() mounts the machine's: the fence goes by what lies above a mount. */
+export interface Ahead {
+  /** What it waits at until then: src/run/gate.ts. */
+  readonly gate: Fd;
+  readonly points: readonly string[];
 }
 
 /** Where programs and libraries are on any Linux system; what a system lacks, it lacks. */
@@ -155,19 +165,22 @@ function shown(path: string): Op[] {
 
 /** The same room, as Landlock sees it. `own`: of our executable. */
 export function fence(
-  c: Pick<Confinement, "writable" | "readable" | "network" | "files">,
+  c: Pick<Confinement, "writable" | "readable" | "network" | "files" | "ahead">,
   own: readonly string[],
 ): Fence {
   const place = (may: number) => (path: string) => {
     const there = statSync(path, { throwIfNoEntry: false });
     return there ? [{ path, folder: there.isDirectory(), may }] : [];
   };
+  const lent = c.ahead ? (may: number) => (path: string) => [{ path, folder: true, may }] : place;
   return {
     places: [
       ...[...PROGRAMS, ...own].flatMap(place(RUN)),
       ...DEVICES.map((d) => `/dev/${d}`).flatMap(place(USE)),
-      ...[DMI, "/proc", ...c.readable].flatMap(place(READ)),
-      ...["/tmp", ...c.writable].flatMap(place(CHANGE)),
+      ...[DMI, "/proc"].flatMap(place(READ)),
+      ...c.readable.flatMap(lent(READ)),
+      ...place(CHANGE)("/tmp"),
+      ...c.writable.flatMap(lent(CHANGE)),
       ...(c.files ?? []).map(([path]) => ({ path, folder: false, may: READ })),
     ],
     connects: c.network !== undefined,
@@ -179,6 +192,7 @@ const [NULL, FILE] = [new Reg(2), new Reg(3)];
 const CAPABILITIES = 64; // more than any kernel has; the rest is EINVAL
 const PR = { pdeathsig: 1, dropBound: 24, noNewPrivileges: 38 } as const; // linux/prctl.h
 const FIRST_LISTENING = 3;
+const GATE = 4;
 
 /** By id: what maps root of the machine's files to it. Kept, because such a daemon is started again. */
 const mappings = new Map<number, Promise<Fd>>();
@@ -193,13 +207,7 @@ function mappingOf(id: number): Promise<Fd> {
   return found;
 }
 
-/** What can be done before the folders are there. */
-export async function prepare(id: number): Promise<void> {
-  filter(false);
-  await mappingOf(id);
-}
-
-/** Start it. The folders must be there. */
+/** Start it. The folders must be there, unless it is started ahead. */
 export async function confined(c: Confinement): Promise<Child> {
   const ids = await mappingOf(c.id);
   using trees = new DisposableStack();
@@ -212,10 +220,11 @@ export async function confined(c: Confinement): Promise<Child> {
     .filter((path) => !PROGRAMS.some((place) => path.startsWith(`${place}/`)));
   const isFolder = (path: string): boolean => lstatSync(path).isDirectory();
   for (const path of own.filter(isFolder)) await lend(path, "run");
-  for (const path of c.writable) await lend(path, "written");
-  for (const path of c.readable) await lend(path, "read");
+  for (const path of c.ahead ? [] : c.writable) await lend(path, "written");
+  for (const path of c.ahead ? [] : c.readable) await lend(path, "read");
   const abi = landlockAbi();
-  const inherited = [c.output, c.errors, c.listening?.n, c.network instanceof Fd ? c.network.n : undefined];
+  const network = c.network instanceof Fd ? c.network.n : undefined;
+  const inherited = [c.output, c.errors, c.listening?.n, c.ahead?.gate.n, network];
   const kept = [...inherited.filter((n) => n !== undefined), ...folders.map(([, tree]) => tree.n)];
   const room = (report: number): Op[] => [
     // Whoever starts us may be killed meanwhile: the next one must not find its locks held.
@@ -243,16 +252,18 @@ export async function confined(c: Confinement): Promise<Child> {
     ]),
     sys.mount("proc", "proc", "proc", sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC),
     ...folders.flatMap(([path, tree]) => [...made(path), sys.moveMount(tree.n, sys.AT_FDCWD, path.slice(1))]),
+    ...(c.ahead ? [...c.writable, ...c.readable, ...c.ahead.points].flatMap(made) : []),
     sys.pivotRoot(".", "."),
     sys.umount2(".", sys.MNT_DETACH),
     sys.chdir("/"),
     sys.mountSetattrAt(sys.AT_FDCWD, "/", 0, sys.MOUNT_ATTR_RDONLY),
     ...(abi > 0 ? landlock(fence(c, own), abi) : []),
     sys.openat(sys.AT_FDCWD, "/dev/null", sys.O_RDONLY, 0, NULL),
+    sys.dup3(NULL, 0), // before its number, the lowest that was free, becomes somebody else's
     sys.dup3(c.output, 1),
     sys.dup3(c.errors ?? c.output, 2),
     ...(c.listening ? [sys.dup3(c.listening.n, FIRST_LISTENING)] : []),
-    sys.dup3(NULL, 0),
+    ...(c.ahead ? [sys.dup3(c.ahead.gate.n, GATE)] : []),
     // A log opens it again, so as not to wait for its reader.
     ...[1, 2].map((fd): Op => ({ call: "fchown", args: [fd, c.id, c.id] })),
     sys.prlimit(sys.RLIMIT_CORE, 0, 0),
@@ -264,11 +275,16 @@ export async function confined(c: Confinement): Promise<Child> {
     ...(c.mortal ? [sys.prctl(PR.pdeathsig, SIGKILL), sys.writeText(2, "\n")] : []),
     sys.prctl(PR.noNewPrivileges, 1),
     ...filter(c.network !== undefined),
-    ...sys.closeAllBut([...(c.listening ? [FIRST_LISTENING] : []), report]),
-    sys.execve(c.argv[0]!, c.argv, [...c.env, ...(c.listening ? ["LISTEN_PID=1", "LISTEN_FDS=1"] : [])]),
+    ...sys.closeAllBut([...(c.listening ? [FIRST_LISTENING] : []), ...(c.ahead ? [GATE] : []), report]),
+    sys.execve(c.argv[0]!, c.argv, [
+      ...c.env,
+      ...(c.listening ? ["LISTEN_PID=1", "LISTEN_FDS=1"] : []),
+      ...(c.ahead ? [`CML_GATE=${GATE}`] : []),
+    ]),
   ];
-  for (const n of [c.listening?.n, c.output, c.errors])
-    if (n !== undefined && n <= FIRST_LISTENING) throw new Error(`descriptor ${n} is in the way`);
+  for (const n of [c.listening?.n, c.output, c.errors, c.ahead?.gate.n])
+    if (n !== undefined && n <= (c.ahead ? GATE : FIRST_LISTENING))
+      throw new Error(`descriptor ${n} is in the way`);
   return launch(
     room,
     sys.CLONE_NEWNS |
@@ -278,4 +294,18 @@ export async function confined(c: Confinement): Promise<Child> {
       sys.CLONE_NEWUTS |
       sys.CLONE_NEWCGROUP,
   );
+}
+
+/** Mount a folder of the machine at one of the points of a daemon's room that was started ahead; as its own, lent for `to`. */
+export async function furnish(
+  room: Child,
+  id: number,
+  folders: readonly { readonly from: string; readonly point: string; readonly to: "written" | "read" }[],
+): Promise<void> {
+  const ids = await mappingOf(id);
+  using inside = new Fd(now(sys.openat(sys.AT_FDCWD, `/proc/${room.pid}/ns/mnt`, sys.O_RDONLY)));
+  for (const { from, point, to } of folders) {
+    using tree = await lent(from, to, ids, id);
+    elsewhere([sys.setns(inside.n, sys.CLONE_NEWNS), sys.moveMount(tree.n, sys.AT_FDCWD, point)]);
+  }
 }

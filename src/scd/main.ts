@@ -8,6 +8,7 @@ import { DaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { BadMessage } from "../lib/protobuf.ts";
 import { isUuid } from "../lib/uuid.ts";
 import { secureHeap } from "../pki/crypto.ts";
+import { ownGate, passed } from "../run/gate.ts";
 import { own } from "../run/self.ts";
 import { SOCK_SEQPACKET } from "../sys/calls.ts";
 import { chain } from "../sys/error.ts";
@@ -30,6 +31,7 @@ const USAGE = `usage: scd [BASE] [options]
 Keeps keys and judges signatures for cmld.
 
   BASE            data folder with tokens/, operatingsystems/ and containers/ (default: /data/cml)
+  --tokens DIR    folder of tokens and of the device's key (default: tokens/ in BASE)
   --socket PATH   where cmld asks (default: /run/socket/cml-scd_control)
   --pkcs11 FILE   the module of tokens that are hardware (default: OpenSC's)
   --first-key     make the device's key and its first certificate, and end; the key is encrypted with what comes by
@@ -110,10 +112,16 @@ function controlSocket(path: string): Fd {
   return bindAt(path, 0o700, BACKLOG, SOCK_SEQPACKET);
 }
 
+/** On a device we are started before there is a data partition. */
+async function waitForFolders(): Promise<void> {
+  using gate = ownGate();
+  if (gate) await passed(gate);
+}
+
 /** A device's first key is made beside everything else, once the machine has come up: it costs a processor for seconds. */
 const FIRST_KEY_MS = 5_000;
 
-function setUpDevice(device: Device, base: string, log: Log): void {
+function setUpDevice(device: Device, log: Log): void {
   const failed = (e: unknown) => log.error(`the device's identity: ${chain(e)}`);
   if (!device.isNew) {
     device.identify().catch(failed);
@@ -123,7 +131,8 @@ function setUpDevice(device: Device, base: string, log: Log): void {
     log.info("making the device's key");
     // By its standard input: nobody else sees it there.
     const passphrase = device.passphrase?.lend((bytes) => lasting(bytes)) ?? mem(0);
-    const made = Bun.spawn(own("scd", "--first-key", base), { stdio: [passphrase, "inherit", "inherit"] });
+    const argv = own("scd", "--first-key", "--tokens", device.tokens);
+    const made = Bun.spawn(argv, { stdio: [passphrase, "inherit", "inherit"] });
     made.exited.then((status) => {
       passphrase.fill(0);
       if (status === 0) log.info("the device's key is made");
@@ -137,6 +146,7 @@ export async function main(args: string[]): Promise<number> {
     args,
     allowPositionals: true,
     options: {
+      tokens: { type: "string" },
       socket: { type: "string", default: "/run/socket/cml-scd_control" },
       pkcs11: { type: "string" },
       "first-key": { type: "boolean" },
@@ -150,7 +160,7 @@ export async function main(args: string[]): Promise<number> {
   }
   if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
   const base = resolve(positionals[0] ?? "/data/cml");
-  const tokens = join(base, "tokens");
+  const tokens = values.tokens ?? join(base, "tokens");
   process.umask(0o077);
   const device = new Device(tokens);
   if (values["first-key"]) {
@@ -172,6 +182,7 @@ export async function main(args: string[]): Promise<number> {
   undumpable();
   const readable = [join(base, "operatingsystems"), join(base, "containers")];
   secureHeap();
+  await waitForFolders();
   await sweep(tokens).catch((e) => log.warn(chain(e)));
   const keys = new Tokens(tokens, values.pkcs11);
   const around: Surroundings = { tokens, readable, device, keys, gone: (uuid) => tellGone(uuid, log) };
@@ -189,7 +200,7 @@ export async function main(args: string[]): Promise<number> {
   log.info(`listening on ${values.socket}`);
   above.notify("READY=1");
   if (above.watchdogMs !== undefined) setInterval(() => above.notify("WATCHDOG=1"), above.watchdogMs);
-  setUpDevice(device, base, log);
+  setUpDevice(device, log);
   const over = Promise.withResolvers<number>();
   for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => over.resolve(0));
   await over.promise;

@@ -70,7 +70,7 @@ export class SoftToken implements Token {
 
   async add(): Promise<void> {
     if (existsSync(this.#file)) return;
-    const argv = own("scd", "--make-token", this.uuid, join(this.folder, ".."));
+    const argv = own("scd", "--make-token", this.uuid, "--tokens", this.folder);
     const making = Bun.spawn(argv, { stdio: ["ignore", "inherit", "inherit"] });
     const status = await making.exited;
     if (status !== 0 || !existsSync(this.#file))

@@ -16,7 +16,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { DaemonToToken, HashAlgo, TokenToDaemon } from "../../proto/gen/proto.js";
-import { confined, fence } from "../../src/run/confined.ts";
+import { confined, fence, furnish } from "../../src/run/confined.ts";
 import { collected, launch, reap } from "../../src/run/launch.ts";
 import { own, ownFiles } from "../../src/run/self.ts";
 import {
@@ -26,6 +26,7 @@ import {
   execve,
   SOCK_NONBLOCK,
   SOCK_SEQPACKET,
+  signal,
   socket,
 } from "../../src/sys/calls.ts";
 import { Fd, pipe } from "../../src/sys/fd.ts";
@@ -207,7 +208,61 @@ test("it has no capability, no way to one, and no network", async () => {
   expect(await shell("chroot /tmp true 2>&1 || echo refused")).toEndWith("refused");
   expect(await shell("busybox nc 127.0.0.1 1 2>&1 || echo refused")).toContain("refused");
   expect(await shell("ls /proc/self/fd | tr '\\n' ' '")).toBe("0 1 2 3 4"); // 3: its listening socket, 4: ls itself
+  expect(await shell("readlink /proc/self/fd/0")).toBe("/dev/null");
 });
+
+test("one that is started ahead sees nothing until its folders are brought, and then no more than others", async () => {
+  const gate = pipe();
+  const out = pipe();
+  const [keys, lent] = ["/keys", at("ahead")];
+  const points = [join(keys, "tokens"), join(lent, "operatingsystems")];
+  const look = (where: string) => `ls -A ${where} | tr '\\n' ' '`;
+  const child = await confined({
+    id: ID,
+    argv: [
+      "/bin/sh",
+      "-c",
+      `exec 2> /dev/null; ${look(keys)}; ${look(points[0]!)}; ${look(lent)}; ${look(points[1]!)}; echo
+      echo > ${keys}/x && echo made; echo > ${points[0]}/x && echo made; echo > ${points[1]}/x && echo made; echo looked
+      head -c 1 <&$CML_GATE
+      cat ${points[0]}/secret ${points[1]}/a.conf; echo
+      echo ours > ${points[0]}/brought; cat ${points[0]}/brought; mv ${points[0]}/brought ${points[0]}/moved
+      echo > ${keys}/x && echo made; echo > ${points[1]}/x && echo made; rm ${points[1]}/a.conf && echo removed
+      cp /bin/true ${points[0]}/true && chmod 755 ${points[0]}/true && ${points[0]}/true && echo run
+      mount --bind ${points[0]} ${points[1]} && echo mounted; cat ${at("outside")} && echo read; readlink /proc/self/fd/0; ls /proc/self/fd | tr '\\n' ' '`,
+    ],
+    env: ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"],
+    writable: [keys],
+    readable: [lent],
+    output: out.write.n,
+    mortal: true,
+    ahead: { gate: gate.read, points },
+  });
+  out.write.close();
+  await child.started();
+  const said: string[] = [];
+  const { promise: looked, resolve } = Promise.withResolvers<void>();
+  const over = (async () => {
+    const decoder = new TextDecoder();
+    for await (const chunk of Bun.file(out.read.n).stream()) {
+      said.push(decoder.decode(chunk));
+      if (said.join("").includes("looked\n")) resolve();
+    }
+  })();
+  await looked;
+  await furnish(child, ID, [
+    { from: at("tokens"), point: points[0]!, to: "written" },
+    { from: at("operatingsystems"), point: points[1]!, to: "read" },
+  ]);
+  now(signal(gate.write.n));
+  await over;
+  const [before, ...after] = said.join("").trim().split("\n");
+  expect(before).toBe("tokens operatingsystems ");
+  expect(after).toEqual(["looked", "\0ourssigned", "ours", "/dev/null", "0 1 2 3 4"]);
+  expect(readFileSync(at("tokens/moved"), "utf8")).toBe("ours\n");
+  expect(statSync(at("tokens/moved")).uid).toBe(0);
+  await collected(child.pidfd);
+}, 30_000);
 
 test("scd answers from its room, and the next one serves whoever waited meanwhile", async () => {
   copyFileSync("test/data/signing/ssig_rootca.cert", at("tokens/ssig_rootca.cert"));
