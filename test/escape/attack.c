@@ -288,16 +288,29 @@ static int files(char **arg)
 	return 0;
 }
 
-/* hoard watchers|files: as many as there are for one process, held until killed. */
+/* One more group, whose pressure is watched. */
+static int group(int n)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/sys/fs/cgroup/hoard%d", n);
+	if (mkdir(path, 0755))
+		return -1;
+	strcat(path, "/memory.pressure");
+	int fd = open(path, O_RDWR);
+	return fd < 0 || write(fd, "some 150000 1000000", 20) < 0 ? -1 : fd;
+}
+
+/* hoard watchers|files|groups: as many as there are for one process, held until killed. */
 static int hoard(char **arg)
 {
 	struct rlimit most;
-	int count = 0, watchers = !strcmp(arg[0], "watchers");
+	int count = 0, what = arg[0][0];
 
 	getrlimit(RLIMIT_NOFILE, &most);
 	most.rlim_cur = most.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &most);
-	while ((watchers ? inotify_init1(0) : open("/", O_PATH)) >= 0)
+	while ((what == 'w' ? inotify_init1(0) : what == 'f' ? open("/", O_PATH) : group(count)) >= 0)
 		count++;
 	printf("%d %s, then %s\n", count, arg[0], name_of(errno));
 	fflush(stdout);

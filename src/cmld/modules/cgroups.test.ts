@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { Start } from "../module.ts";
-import { childGroupOf, limits, processors, refuseAbsent } from "./cgroups.ts";
+import { bounds, childGroupOf, limits, processors, refuseAbsent } from "./cgroups.ts";
 
 const silent = {
   ram_limit: 0,
@@ -25,6 +25,11 @@ test("defaults: processes are bounded, memory is not, nothing is swapped, a cont
 test("no container has more than half of all processes by default", () => {
   const list = limits({ config: silent, guestos: {} } as unknown as Start, 3000);
   expect(list.find((l) => l.file === "pids.max")?.value).toBe("1500");
+});
+
+test("a small machine has few groups for a container, a large one many: each may cost a thread of the kernel's", () => {
+  const groups = (processes: number) => bounds(processes)["cgroup.max.descendants"];
+  expect([1000, 4464, 1e9, Number.POSITIVE_INFINITY].map(groups)).toEqual(["128", "279", "4096", "4096"]);
 });
 
 test("processors() reads the kernel's lists; what is not here is refused with its number", () => {

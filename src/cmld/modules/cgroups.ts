@@ -15,7 +15,10 @@ const PIDS_DEFAULT = 4096;
 /** Part of the processes of all containers that one may have which names no limit. */
 const PIDS_PART = 0.5;
 /** Groups that a container may make, and how deep: each costs the kernel memory, and us time when we remove it. */
-const BOUNDS = { "cgroup.max.descendants": "4096", "cgroup.max.depth": "64" };
+const [GROUPS_MAX, GROUPS_LEAST, DEPTH_MAX] = [4096, 128, 64];
+/** Part of the processes of all containers: who watches the pressure of a group (PSI) has a thread of the kernel's for it,
+ * which is in no group and counts for nobody (psimon, kernel/sched/psi.c). What the machine keeps has room for two. */
+const GROUPS_PART = 1 / 16;
 /** Files that a delegate owns besides the directory: cgroups(7), /sys/kernel/cgroup/delegate. */
 const DELEGATED = [
   "cgroup.procs",
@@ -47,6 +50,14 @@ interface Limit {
 const [CPU_WEIGHT, CPU_WEIGHT_MAX] = [100, 10_000];
 
 const MiB = 1024 * 1024;
+
+/** `processes`: of all containers together. */
+export const bounds = (processes: number): Readonly<Record<string, string>> => ({
+  "cgroup.max.descendants": String(
+    Math.min(GROUPS_MAX, Math.max(GROUPS_LEAST, Math.floor(processes * GROUPS_PART))),
+  ),
+  "cgroup.max.depth": String(DEPTH_MAX),
+});
 
 /** What the configuration asks for, and the defaults where it is silent. `processes`: of all containers together. */
 export function limits(s: Pick<Start, "config" | "guestos">, processes = Number.POSITIVE_INFINITY): Limit[] {
@@ -145,12 +156,13 @@ export const cgroups: Module = {
   prepare(s) {
     const group = groupOf(s);
     const missing = new Set<string>();
-    const list = limits(s, common(s.host, "pids.max"));
+    const processes = common(s.host, "pids.max");
+    const list = limits(s, processes);
     refuseAbsent(s.config, s.host);
     sayBeyond(s);
     s.owned.acquire({ kind: "cgroup", path: group }, () => {
       make(group);
-      for (const [file, value] of Object.entries(BOUNDS)) writeFileSync(join(group, file), value);
+      for (const [file, value] of Object.entries(bounds(processes))) writeFileSync(join(group, file), value);
       for (const { controller, file, value, field } of list) {
         if (!s.host.controllers.has(controller)) {
           if (field) throw new Error(`${field}: this kernel's cgroup2 has no ${controller} controller here`);

@@ -169,6 +169,15 @@ export const resources: readonly Attack[] = [
   },
   {
     row: 30,
+    name: "threads of the kernel's: one for each group whose pressure is watched",
+    attempt: `attack hoard groups > /tmp/groups 2>&1 &
+      for i in $(seq 600); do [ -s /tmp/groups ] && break; sleep 0.1; done
+      read n rest < /tmp/groups; killall attack; [ "$n" -lt 1000 ] && held "$n $rest"; won "$n $rest"`,
+    proof: "a bound by the machine's size: src/cmld/modules/cgroups.test.ts, test/host/hostile.test.ts",
+    only: "machine",
+  },
+  {
+    row: 30,
     name: "memory that is nobody's: the ring of a packet socket",
     attempt: "attack ring 16",
     proof: lacking("seccomp"),
