@@ -84,6 +84,7 @@ export async function measure(counts: {
   const starts = async (): Promise<number> => {
     const times: number[] = [];
     for (let i = 0; i < counts.starts; i++) times.push(await started());
+    console.log(`starts: ${times.join(" ")} ms`);
     return median(times);
   };
 

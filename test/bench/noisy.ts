@@ -5,7 +5,7 @@ import { keep, report } from "./report.ts";
 
 const REQUESTS = 1000;
 const RUNS = 3;
-const STARTS = 7;
+const STARTS = 15;
 
 const n = await measure({ requests: REQUESTS, runs: RUNS, starts: STARTS, counted: true });
 report("noisy.quiet_list_p99_ms", percentile(n.quietList, 0.99), "ms", REQUESTS);
