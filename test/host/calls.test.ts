@@ -265,7 +265,8 @@ test("fuzz: notifications with arguments by chance", async () => {
   const calls = Math.ceil(counts.fuzzInputs / 20); // each costs a process or two
   const apart = "busybox unshare -m"; // what it mounts would be in the way
   // The runtime compiles what it uses, and its heap finds its size.
-  for (const seed of [1, 2, 3, 4]) expect(await run(`${apart} storm fuzz ${seed} ${calls}`)).toEqual(["done"]);
+  for (const seed of [1, 2, 3, 4])
+    expect(await run(`${apart} storm fuzz ${seed} ${calls}`)).toEqual(["done"]);
   Bun.gc(true);
   const before = process.memoryUsage.rss();
   const until = performance.now() + counts.fuzzSeconds * 1000;
