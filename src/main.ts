@@ -6,7 +6,7 @@ type Applet = () => Promise<{ main(args: string[]): Promise<number> }>;
 // process.argv0, not argv[0]: a compiled program of this runtime reports argv[0] as "bun".
 const applets = new Map<string, Applet>([
   ["init", () => import("./init/main.ts")],
-  ["cmld", () => import("./cmld/main.ts")],
+  ["cmld", () => import("./cmld/first.ts")],
   ["scd", () => import("./scd/main.ts")],
   ["fetch", () => import("./fetch/main.ts")],
   ["control", () => import("./control/main.ts")],

@@ -5,7 +5,7 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync } from "node:
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { EXIT_POWER_OFF, EXIT_REBOOT } from "../lib/exit.ts";
-import { ownGate, passed } from "../run/gate.ts";
+import { passed } from "../run/gate.ts";
 import { kernelAudit } from "../sys/audit.ts";
 import { AT_FDCWD, O_DIRECTORY, O_RDONLY, openat, SOCK_SEQPACKET } from "../sys/calls.ts";
 import { where } from "../sys/cgroup.ts";
@@ -15,7 +15,6 @@ import { Journal, type Log } from "../sys/journal.ts";
 import { landlockAbi } from "../sys/landlock.ts";
 import { bindAt, listens } from "../sys/listen.ts";
 import { attempt, now } from "../sys/now.ts";
-import { undumpable } from "../sys/process.ts";
 import { inherited, supervisor } from "../sys/supervisor.ts";
 import { Auditor, limitOf } from "./audit/audit.ts";
 import type { DeviceConfig } from "./config.ts";
@@ -25,6 +24,7 @@ import { type End, LOG_NAME, Manager, type Network } from "./daemon.ts";
 import { loadDevice } from "./device.ts";
 import { hotplug } from "./devices/hotplug.ts";
 import { exec } from "./exec.ts";
+import type { Ahead } from "./first.ts";
 import { openHost } from "./host.ts";
 import { modulesLoaded } from "./kernel.ts";
 import { devicePassphrase } from "./keys/machine.ts";
@@ -35,7 +35,8 @@ import { modules } from "./modules.ts";
 import { assign, interfaces, leave, unassign, vnets } from "./network/router.ts";
 import { withoutEffectHere } from "./pending.ts";
 import { Views } from "./procviews.ts";
-import { type ScdAhead, ScdClient, startAhead } from "./scd.ts";
+import { ScdClient } from "./scd.ts";
+import type { ScdAhead } from "./scdroom.ts";
 import { GUEST, serve, TRUSTED } from "./socket.ts";
 import { openStore } from "./store.ts";
 
@@ -180,16 +181,7 @@ function listenToKernel(audit: Auditor, device: DeviceConfig, log: Log): Disposa
 
 const network: Network = { interfaces, assign, unassign, vnets };
 
-/** init starts us before the machine is ready, so that we are loaded by then, and scd as well: wait for its word. */
-async function ready(at: Places): Promise<ScdAhead | undefined> {
-  using gate = ownGate();
-  if (!gate) return undefined;
-  const scd = await startAhead(at.base, scdSocket(at)).catch(() => undefined); // its start tries again, and says why not
-  await passed(gate);
-  return scd;
-}
-
-export async function main(args: string[]): Promise<number> {
+export async function main(args: string[], ahead?: Ahead): Promise<number> {
   const { values, positionals } = parseArgs({
     args,
     allowPositionals: true,
@@ -209,13 +201,13 @@ export async function main(args: string[]): Promise<number> {
     return 0;
   }
   ownLimits();
-  undumpable();
   const { debug, help: _, base = positionals[0], ...given } = values;
   if (positionals.length > 1) throw new Error(`${positionals[1]}: one data folder is enough`);
   if (process.getuid?.() !== 0) throw new Error("only root can make containers");
-  const at = places({ ...given, ...(base !== undefined && { base }) }); // a device has no other places, whatever is on its disk
   try {
-    return await run(at, debug ?? false, await ready(at));
+    if (ahead) await passed(ahead.gate);
+    ahead?.gate.close();
+    return await run(places({ ...given, ...(base !== undefined && { base }) }), debug ?? false, ahead?.scd);
   } catch (e) {
     console.error(`cmld: ${chain(e)}`);
     process.exit(1); // watched descriptors would keep it

@@ -1,22 +1,20 @@
-// Our side of scd: it is started when it is first needed, in a room of its own (src/run/confined.ts), and asked in the
+// Our side of scd: it is started when it is first needed, in a room of its own (scdroom.ts), and asked in the
 // words of proto/scd.proto. Its socket is ours and stays open: when scd ends, whoever waited is asked again by the next.
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
-import { dirname, join } from "node:path";
 import { DaemonToToken, HashAlgo, type IDaemonToToken, TokenToDaemon } from "../../proto/gen/proto.js";
 import { Room } from "../lib/turns.ts";
-import { type Confinement, confined, furnish } from "../run/confined.ts";
-import { type Child, collected, type Ended, reap } from "../run/launch.ts";
-import { own, RUNTIME } from "../run/self.ts";
-import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, signal, socket } from "../sys/calls.ts";
+import { type Ended, reap } from "../run/launch.ts";
+import { own } from "../run/self.ts";
+import { AF_UNIX, connectUnix, SOCK_NONBLOCK, SOCK_SEQPACKET, socket } from "../sys/calls.ts";
 import { chain, ECONNRESET, isErrno } from "../sys/error.ts";
-import { Fd, pipe } from "../sys/fd.ts";
-import { bindAt } from "../sys/listen.ts";
+import { Fd } from "../sys/fd.ts";
 import { now } from "../sys/now.ts";
 import { receiving, sendPacket } from "../sys/packets.ts";
 import { ended } from "../sys/poll.ts";
-import { kill, SIGKILL, SIGTERM } from "../sys/process.ts";
+import { kill, SIGTERM } from "../sys/process.ts";
 import type { Secret } from "../sys/secret.ts";
+import { folders, gone, letIn, listen, type ScdAhead, type Started, start } from "./scdroom.ts";
 
 const Ask = DaemonToToken.Code;
 const Say = TokenToDaemon.Code;
@@ -46,9 +44,6 @@ export interface Scd {
 /** scd does not do this now, and nothing is wrong: the device's certificate is settled. */
 export class NotProvisioning extends Error {}
 
-/** spec/security.md 0.3: the ids after those of the host's users, before the containers'. */
-const ID = 65537;
-const BACKLOG = 8;
 /** Questions at a time: fewer than fit into the backlog. Some take seconds: there is always room for one of the others. */
 const [AT_ONCE, LONG_AT_ONCE] = [4, 3];
 /** Those that derive a key, or make one. */
@@ -62,15 +57,6 @@ const LONG: ReadonlySet<DaemonToToken.Code | undefined> = new Set([
 const TRIES = 3;
 /** Time between two starts. */
 const PAUSE_MS = 500;
-const ENVIRONMENT = [
-  "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-  "HOME=/tmp",
-  "LC_ALL=C.UTF-8",
-  "TZ=UTC",
-  // What libcrypto's C library frees is overwritten: a decoder of libcrypto frees a copy of a private key as it is.
-  "GLIBC_TUNABLES=glibc.malloc.perturb=85:glibc.malloc.tcache_count=0",
-  ...RUNTIME,
-];
 const ALGORITHMS = { sha1: HashAlgo.SHA1, sha256: HashAlgo.SHA256 } as const;
 
 export interface Places {
@@ -87,87 +73,6 @@ export interface Places {
 
 /** Where the daemon listens that smart cards are reached through (pcscd(8)). */
 const PCSCD = "/run/pcscd";
-
-/** scd, or what becomes it, and what it says. */
-interface Started {
-  readonly child: Child;
-  readonly output: Fd;
-}
-
-/** An scd that waits for its folders. */
-export interface ScdAhead extends Started {
-  readonly listening: Fd;
-  readonly gate: Fd;
-}
-
-/** Where one that is started ahead has its tokens: apart from what it may only read (Ahead in src/run/confined.ts). */
-const KEYS = "/keys";
-const folders = (base: string, tokens = join(base, "tokens")) => ({
-  tokens,
-  readable: ["operatingsystems", "containers"].map((name) => join(base, name)),
-});
-
-const listen = (socket: string): Fd => {
-  mkdirSync(dirname(socket), { recursive: true, mode: 0o755 });
-  return bindAt(socket, 0o700, BACKLOG, SOCK_SEQPACKET);
-};
-
-/** Start it before there is a data folder: in the same room, where it loads and sees nothing of the disk yet. */
-export async function startAhead(base: string, socket: string): Promise<ScdAhead> {
-  const { tokens, readable } = folders(base, join(KEYS, "tokens"));
-  const listening = listen(socket);
-  const gate = pipe();
-  using theirs = gate.read;
-  try {
-    const started = await start(listening, {
-      argv: own("scd", base, "--tokens", tokens),
-      writable: [KEYS],
-      readable: [base],
-      ahead: { gate: theirs, points: [tokens, ...readable] },
-    });
-    return { ...started, listening, gate: gate.write };
-  } catch (e) {
-    listening.close();
-    gate.write.close();
-    throw e;
-  }
-}
-
-/** Its folders are there: it may begin. */
-async function letIn({ child, gate }: ScdAhead, base: string): Promise<void> {
-  const { tokens, readable } = folders(base);
-  await furnish(child, ID, [
-    { from: tokens, point: join(KEYS, "tokens"), to: "written" },
-    ...readable.map((from) => ({ from, point: from, to: "read" as const })),
-  ]);
-  now(signal(gate.n));
-}
-
-async function gone({ pidfd }: Child): Promise<void> {
-  kill(pidfd, SIGKILL);
-  await collected(pidfd);
-  pidfd.close();
-}
-
-async function start(
-  listening: Fd,
-  its: Pick<Confinement, "argv" | "writable" | "readable" | "ahead">,
-): Promise<Started> {
-  const { read: output, write } = pipe();
-  using theirs = write;
-  try {
-    const more = { id: ID, env: ENVIRONMENT, listening, output: theirs.n, mortal: true };
-    const child = await confined({ ...more, ...its });
-    await child.started().catch(async (e) => {
-      await gone(child);
-      throw e;
-    });
-    return { child, output };
-  } catch (e) {
-    output.close();
-    throw e;
-  }
-}
 
 export class ScdClient implements Scd, Disposable {
   readonly #at: Places;
