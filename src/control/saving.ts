@@ -67,12 +67,12 @@ export function checkTarget(path: string): void {
 export async function save(call: Call, connection: Connection, path: string): Promise<number> {
   // A name of its own: whatever is there already is neither in its way nor written to.
   const fresh = join(dirname(path), `.${basename(path)}.${process.pid}.new`);
-  const fd = openSync(fresh, "wx", 0o600);
-  for (const signal of FATAL)
+  for (const signal of FATAL) // before it is there: a signal between the two would leave it
     process.on(signal, () => {
       rmSync(fresh, { force: true });
       process.exit(128 + constants.signals[signal]);
     });
+  const fd = openSync(fresh, "wx", 0o600);
   let bytes = 0;
   try {
     for (;;) {
