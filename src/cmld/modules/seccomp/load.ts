@@ -7,7 +7,7 @@
 import { readFileSync, readlinkSync } from "node:fs";
 import { release } from "node:os";
 import { basename, join } from "node:path";
-import { COMPRESSED, insert } from "../../../run/kmod.ts";
+import { COMPRESSED, filesFor, insert, needsOf } from "../../../run/kmod.ts";
 import { exit } from "../../../sys/calls.ts";
 import { chain, EBADF, ENOENT, EPERM, isErrno } from "../../../sys/error.ts";
 import type { Answer } from "../../../sys/notify.ts";
@@ -27,22 +27,6 @@ export function signedModulesOnly(parameter = "/sys/module/module/parameters/sig
 export const moduleName = (path: string): string | undefined =>
   /^([A-Za-z0-9_-]{1,64})\.ko(?:\.(?:xz|gz|zst))?$/.exec(basename(path))?.[1]?.replaceAll("-", "_");
 
-/** Files to load for a module, what it needs first, as modules.dep has them; undefined: there is none. */
-export function filesOf(name: string, dep: string): string[] | undefined {
-  for (const line of dep.split("\n")) {
-    const [path, needs] = line.split(":");
-    if (!path || needs === undefined || moduleName(path) !== name) continue;
-    return [
-      ...needs
-        .split(" ")
-        .filter((p) => p !== "")
-        .toReversed(),
-      path,
-    ];
-  }
-  return undefined;
-}
-
 export async function finitModule(call: Supervised, folder = `/lib/modules/${release()}`): Promise<Answer> {
   const [fd, , flags] = call.args as [bigint, bigint, bigint];
   if (!call.may("SYS_MODULE") || (int(flags) & ~COMPRESSED) !== 0) return { error: EPERM };
@@ -55,8 +39,9 @@ export async function finitModule(call: Supervised, folder = `/lib/modules/${rel
   const name = moduleName(meant);
   const allowed = call.container.modules.map((m) => m.replaceAll("-", "_"));
   if (name === undefined || !allowed.includes(name) || !call.valid()) return { error: EPERM };
-  const files = filesOf(name, readFileSync(join(folder, "modules.dep"), "utf8"));
-  if (!files) return { error: ENOENT };
+  const needs = needsOf(readFileSync(join(folder, "modules.dep"), "utf8"));
+  const files = filesFor(needs, [name], () => false);
+  if (files.length === 0) return { error: ENOENT };
   const last = insert(join(folder, files.at(-1)!)).map((op) => ({ ...op, allow: 0 })); // EEXIST is an answer
   const ops = [...files.slice(0, -1).flatMap((f) => insert(join(folder, f))), ...last, exit(0)];
   try {
