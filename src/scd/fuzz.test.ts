@@ -28,7 +28,7 @@ const Ask = DaemonToToken.Code;
 const INPUTS = counts.fuzzInputs / 5;
 const INPUT_MS = 5000;
 const HELD_MAX = 16 * 2 ** 20;
-const WARM = 200;
+const WARM = 1000;
 
 const folder = mkdtempSync(join(tmpdir(), "scdfuzz-"));
 beforeAll(() => copyFileSync(`test/data/tokens/${UUID}.p12`, join(folder, `${UUID}.p12`)));
