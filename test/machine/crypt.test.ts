@@ -40,6 +40,17 @@ test("a volume is made once, sealed, and has the same content at the next start;
     expect(vm.said.match(/made volume/g)).toHaveLength(1);
     await stop();
 
+    // In setup mode it is below /setup, and no descriptor of it or of ours is in there.
+    expect(await control("start", "--setup", "web")).toContain("CONTAINER_START_OK");
+    await vm.sees("web: STARTING → SETUP");
+    const busybox = (...args: string[]) => control("run", "web", "nopty", "/setup/bin/busybox", ...args);
+    expect(await busybox("cat", "/setup/data/kept")).toBe("0 precious\n");
+    expect(await busybox("grep", " /setup/data ", "/proc/mounts")).toContain(" /setup/data ext4 ");
+    const open = await busybox("ls", "-l", "/proc/1/fd");
+    for (const [, n, what] of open.matchAll(/ (\d+) -> (.*)$/gm))
+      if (Number(n) > 2) expect(what).toMatch(/^(anon_inode|pipe|socket):/);
+    await stop();
+
     // A key without its volume's superblock opens nothing, and nothing is made in its place.
     const meta = `/data/cml/containers/${WEB}/data.meta.img`;
     await vm.ask("write", { path: meta, text: "no superblock" });
