@@ -61,50 +61,57 @@ test(
     log.check();
     expect(Object.keys(written)).toEqual(["one", "three", "two"]);
 
-    // Every disk of a cut, one behind the other on one large disk.
-    const moments = cuts(log, counts.powerCutPoints, SEED, after.mounted);
-    const row = at("row.img");
-    let n = 0;
-    await replayed(at("base.img"), log, moments, async (image) => {
-      const dd = ["dd", `if=${image}`, `of=${row}`, "bs=1M", `seek=${n * DISK}`, "conv=sparse,notrunc"];
-      const copied = Bun.spawnSync([...dd, "status=none"]);
-      if (!copied.success) throw new Error(copied.stderr.toString());
-      n++;
-    });
-    const fd = openSync(row, "r+");
-    ftruncateSync(fd, n * (DISK << 20));
-    closeSync(fd);
-
-    await using vm = Vm.boot({ disks: [at("first.img"), row] });
-    await telling(vm, async () => {
-      await vm.sees("core0: BOOTING → RUNNING");
-      const all = `/dev/${await vm.disk("disk1")}`;
-      const found = (await inside(vm).volumes("recover", all, DISK, n, LARGE)) as Found[];
-      const tally = { new: 0, made: 0, grown: 0, wiping: 0, wiped: 0 };
-      found.forEach(({ there, files, error }, i) => {
-        const { prefix } = moments[i]!;
-        const where = `cut ${i} after ${prefix} of ${log.length} writes: ${there.join(" ")}: ${error}`;
-        const same = (names: string[]) => names.map((name) => [name, files?.[name]]);
-        const right = (names: string[]) => names.map((name) => [name, written[name]]);
-        if (prefix >= after.wiped) {
-          tally.wiped++;
-          expect([where, there]).toEqual([where, []]);
-        } else if (prefix > after.grown) tally.wiping++;
-        else if (prefix >= after.grown) {
-          tally.grown++;
-          expect([where, files]).toEqual([where, written]);
-        } else if (prefix >= after.made) {
-          tally.made++;
-          expect([where, same(["one", "two"])]).toEqual([where, right(["one", "two"])]);
-        } else {
-          tally.new++;
-          expect([where, error]).toEqual([where, undefined]);
-        }
+    const tally = { new: 0, made: 0, grown: 0, wiping: 0, wiped: 0 };
+    for (const [i, [from, to]] of [
+      [after.mounted, after.made],
+      [after.made, after.grown],
+      [after.grown, after.wiped],
+    ].entries()) {
+      // Every disk of a cut, one behind the other on one large disk.
+      const moments = cuts(log, counts.powerCutPointsEach, SEED + i, from!, to!);
+      const row = at("row.img");
+      let n = 0;
+      await replayed(at("base.img"), log, moments, async (image) => {
+        const dd = ["dd", `if=${image}`, `of=${row}`, "bs=1M", `seek=${n * DISK}`, "conv=sparse,notrunc"];
+        const copied = Bun.spawnSync([...dd, "status=none"]);
+        if (!copied.success) throw new Error(copied.stderr.toString());
+        n++;
       });
-      console.log(`writes: ${JSON.stringify(after)}; cuts: ${JSON.stringify(tally)}`);
-    });
+      const fd = openSync(row, "r+");
+      ftruncateSync(fd, n * (DISK << 20));
+      closeSync(fd);
+
+      await using vm = Vm.boot({ disks: [at("first.img"), row] });
+      await telling(vm, async () => {
+        await vm.sees("core0: BOOTING → RUNNING");
+        const all = `/dev/${await vm.disk("disk1")}`;
+        const found = (await inside(vm).volumes("recover", all, DISK, n, LARGE)) as Found[];
+        found.forEach(({ there, files, error }, k) => {
+          const { prefix } = moments[k]!;
+          const where = `cut ${i}.${k} after ${prefix} of ${log.length} writes: ${there.join(" ")}: ${error}`;
+          const same = (names: string[]) => names.map((name) => [name, files?.[name]]);
+          const right = (names: string[]) => names.map((name) => [name, written[name]]);
+          if (prefix >= after.wiped) {
+            tally.wiped++;
+            expect([where, there]).toEqual([where, []]);
+          } else if (i === 2) tally.wiping++;
+          else if (prefix >= after.grown) {
+            tally.grown++;
+            expect([where, files]).toEqual([where, written]);
+          } else if (prefix >= after.made) {
+            tally.made++;
+            expect([where, same(["one", "two"])]).toEqual([where, right(["one", "two"])]);
+          } else {
+            tally.new++;
+            expect([where, error]).toEqual([where, undefined]);
+          }
+        });
+      });
+      rmSync(row);
+    }
+    console.log(`writes: ${JSON.stringify(after)}; cuts: ${JSON.stringify(tally)}`);
   },
-  600_000 + counts.powerCutPoints * 10_000,
+  600_000 + counts.powerCutPointsEach * 30_000,
 );
 
 test(
