@@ -13,7 +13,7 @@ import { busyboxRoot } from "../host/world.ts";
 import { bundle, linkBatch } from "./peers.ts";
 import { keep, median, report } from "./report.ts";
 
-const SAMPLES = 15;
+const SAMPLES = 50; // as on the host
 const WARM = 2;
 const MEMORY = 64 << 20;
 const [CPU_WEIGHT, PIDS] = [200, 100];
