@@ -3,15 +3,19 @@
 //   cml /test/keypad.js VENDOR:PRODUCT CODE …
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { modules } from "../../src/run/kmod.ts";
-import { AT_FDCWD, ioctl, O_RDWR, openat } from "../../src/sys/calls.ts";
-import { Struct } from "../../src/sys/mem.ts";
-import { now } from "../../src/sys/now.ts";
+import { AT_FDCWD, close, ioctl, O_NONBLOCK, O_RDONLY, O_RDWR, openat, read } from "../../src/sys/calls.ts";
+import { EAGAIN } from "../../src/sys/error.ts";
+import { mem, Struct } from "../../src/sys/mem.ts";
+import { attempt, now } from "../../src/sys/now.ts";
 
 /** linux/uinput.h, linux/input-event-codes.h */
 const [UI_DEV_CREATE, UI_DEV_SETUP, UI_SET_EVBIT, UI_SET_KEYBIT] = [
   0x5501, 0x405c5503, 0x40045564, 0x40045565,
 ];
 const [EV_SYN, EV_KEY, BUS_USB] = [0, 1, 3];
+/** linux/input.h */
+const EVIOCGRAB = 0x40044590;
+const EBUSY = 16;
 const KEYS = 112;
 const NAME = "keypad of a test";
 const PATIENCE_MS = 60_000;
@@ -67,11 +71,15 @@ do {
   await until("nobody listens", () => listeners() > 0);
   await Bun.sleep(200); // that moment
 } while (listeners() === 0);
+const other = now(openat(AT_FDCWD, `/dev/input/${event}`, O_RDONLY | O_NONBLOCK));
+if (attempt(ioctl(other, EVIOCGRAB, 1)) !== -EBUSY) throw new Error("the keypad is not its listener's alone");
 for (const code of codes)
   for (const value of [1, 0]) {
     write(EV_KEY, Number(code), value);
     write(EV_SYN, 0, 0);
   }
+if (attempt(read(other, mem(24))) !== -EAGAIN) throw new Error("somebody else has heard it");
+now(close(other));
 await until("somebody listens", () => listeners() === 0);
 console.log("typed");
 process.exit(0);
